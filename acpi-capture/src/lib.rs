@@ -1,0 +1,2 @@
+//! acpi-capture
+#![no_std]

@@ -1,0 +1,2 @@
+//! examples/support
+#![no_std]

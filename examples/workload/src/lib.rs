@@ -1,0 +1,2 @@
+//! examples/workload
+#![no_std]

@@ -1,0 +1,2 @@
+//! partition-core
+#![no_std]
