@@ -7,12 +7,30 @@
 extern crate std;
 
 mod address;
+mod header;
 mod ids;
+mod live;
+mod read;
+mod records;
 mod remapping;
+mod version;
+mod write;
 
 pub use address::{AddressError, FRAME_SIZE, PhysAddr, PhysRange};
+pub use header::{Header, MAGIC, RecordHeader};
 pub use ids::{ApicId, DomainId, Owner, PartitionId, PciFunction, RequesterId, WorkloadId};
+pub use live::{
+    Exchange, Ledger, LedgerSlot, LedgerWord, MAILBOX_SLOTS, MAX_PARTITIONS, Mailbox, Message,
+    PartitionStatus, Phase, Stewardship, resource, state,
+};
+pub use read::{Handoff, HandoffError, MAX_LENGTH, RawRecord, stated_length};
+pub use records::{
+    Clock, Console, Cpu, Domain, Ecam, Extent, Firmware, Function, History, InterruptHandle,
+    Memory, Record, VtdUnit, Workload, kind, purpose,
+};
 pub use remapping::{
     DeviceScope, InterruptMessage, InterruptTarget, PathHop, ReservedRegion, ScopeKind,
     UnitDescription, UnitKind,
 };
+pub use version::{AbiVersion, Features, Speaks};
+pub use write::{Envelope, WriteError, Writer};
