@@ -1,0 +1,348 @@
+//! The trampoline: a page below 1 MiB from which a processor goes from INIT and start-up straight
+//! into 64-bit mode.
+//!
+//! Each partition has a page of its own, so two kernels can start processors at the same time. The
+//! processor proves its arrival by storing the fresh nonce that it was started with.
+
+use core::fmt;
+use core::mem::offset_of;
+use core::ptr::NonNull;
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use handoff_abi::{ApicId, FRAME_SIZE, PhysAddr};
+use iommu::Deadline;
+
+use crate::cpu::{CpuStopped, Proof, SendIpi, StartState};
+use crate::descriptors::{CODE_SEGMENT, DATA_SEGMENT};
+use crate::park::{ParkArea, ParkError};
+
+const GDT_OFFSET: usize = 0xe00;
+const GDT_POINTER_OFFSET: usize = 0xe20;
+const FAR_POINTER_OFFSET: usize = 0xe30;
+const PARAMETERS_OFFSET: usize = 0xf00;
+
+/// What the processor takes with it.
+#[derive(Debug)]
+#[repr(C)]
+struct Parameters {
+    page_table: AtomicU64,
+    entry: AtomicU64,
+    stack: AtomicU64,
+    argument: AtomicU64,
+    nonce: AtomicU64,
+    answer: AtomicU64,
+}
+
+const _: () = {
+    assert!(offset_of!(Parameters, page_table) == 0);
+    assert!(offset_of!(Parameters, entry) == 8);
+    assert!(offset_of!(Parameters, stack) == 16);
+    assert!(offset_of!(Parameters, argument) == 24);
+    assert!(offset_of!(Parameters, nonce) == 32);
+    assert!(offset_of!(Parameters, answer) == 40);
+    assert!(PARAMETERS_OFFSET + size_of::<Parameters>() <= FRAME_SIZE as usize);
+};
+
+/// Why a processor was not started or taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum StartError {
+    /// The page is not below 1 MiB, or not at a page boundary, or page 0.
+    Page(PhysAddr),
+    /// The page table is not below 4 GiB: a processor that comes from real mode cannot load it.
+    PageTable(u64),
+    /// The bootstrap processor is never sent INIT: it would go back to firmware.
+    BootstrapProcessor(ApicId),
+    /// The processor did not arrive in time. It may still be executing what it executed before.
+    Timeout(ApicId),
+    /// There is no place for it in the park area, or it did not say that it is parked.
+    Park(ParkError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Page(page) => write!(f, "no processor can be started from {page}"),
+            Self::PageTable(table) => write!(f, "the page table at {table:#x} is not below 4 GiB"),
+            Self::BootstrapProcessor(cpu) => {
+                write!(f, "processor {cpu} is the bootstrap processor")
+            }
+            Self::Timeout(cpu) => write!(f, "processor {cpu} did not arrive in time"),
+            Self::Park(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for StartError {}
+
+impl From<ParkError> for StartError {
+    fn from(error: ParkError) -> Self {
+        Self::Park(error)
+    }
+}
+
+/// How long each part of a start may take, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Timing {
+    /// From INIT to the first start-up. The MultiProcessor Specification asks for 10 ms;
+    /// processors since about 2010 need none.
+    pub init_to_startup: u32,
+    /// From the first start-up to the second, sent where the first had no answer.
+    pub startup_to_startup: u32,
+    /// From the second start-up until the processor is given up.
+    pub arrival: u32,
+}
+
+impl Default for Timing {
+    /// Intel's sequence (SDM volume 3, section 9.4.4.1), and 100 ms for the arrival.
+    fn default() -> Self {
+        Self {
+            init_to_startup: 10_000,
+            startup_to_startup: 200,
+            arrival: 100_000,
+        }
+    }
+}
+
+/// One partition's trampoline page. One processor at a time goes through it.
+#[derive(Debug)]
+pub struct Trampoline<'a> {
+    parameters: &'a Parameters,
+    page: u8,
+    bootstrap: ApicId,
+    timing: Timing,
+}
+
+impl<'a> Trampoline<'a> {
+    /// Lays the trampoline down.
+    ///
+    /// `bootstrap` is the machine's bootstrap processor, which is never started.
+    ///
+    /// # Errors
+    /// Where no processor can be started from the page.
+    ///
+    /// # Safety
+    /// `mapped` is where the page at `physical` is mapped, writable, for all of `'a`; it is this
+    /// partition's alone, and no processor is in it.
+    pub unsafe fn install(
+        mapped: NonNull<u8>,
+        physical: PhysAddr,
+        bootstrap: ApicId,
+        timing: Timing,
+    ) -> Result<Self, StartError> {
+        let page = u8::try_from(physical.0 >> 12)
+            .ok()
+            .filter(|&page| page != 0 && physical.is_aligned_to(FRAME_SIZE))
+            .ok_or(StartError::Page(physical))?;
+        let mut image = [0_u8; PARAMETERS_OFFSET];
+        let mut put = |offset: usize, bytes: &[u8]| {
+            for (to, from) in image.iter_mut().skip(offset).zip(bytes) {
+                *to = *from;
+            }
+        };
+        let base = physical.0 as u32;
+        put(0, arch::code());
+        put(GDT_OFFSET + 8, &CODE_SEGMENT.to_le_bytes());
+        put(GDT_OFFSET + 16, &DATA_SEGMENT.to_le_bytes());
+        put(GDT_POINTER_OFFSET, &23_u16.to_le_bytes());
+        put(
+            GDT_POINTER_OFFSET + 2,
+            &(base + GDT_OFFSET as u32).to_le_bytes(),
+        );
+        put(
+            FAR_POINTER_OFFSET,
+            &(base + arch::long_mode()).to_le_bytes(),
+        );
+        put(FAR_POINTER_OFFSET + 4, &8_u16.to_le_bytes());
+        // SAFETY: the page is the caller's and longer than the image, which is on this stack.
+        unsafe { mapped.copy_from_nonoverlapping(NonNull::from(&image).cast(), image.len()) };
+        // SAFETY: the offset is inside the page.
+        let parameters = unsafe { mapped.add(PARAMETERS_OFFSET) };
+        // SAFETY: the parameters lie inside the caller's page, aligned, and are atomics, so any
+        // bytes are a value and the processor on its way may store to them.
+        let parameters = unsafe { parameters.cast::<Parameters>().as_ref() };
+        Ok(Self {
+            parameters,
+            page,
+            bootstrap,
+            timing,
+        })
+    }
+
+    /// Starts a processor by INIT and start-up; returns when it has arrived in 64-bit mode with
+    /// `state`, about to jump to the entry. Whatever it executed before, it does no more.
+    ///
+    /// # Errors
+    /// See [`StartError`]. After [`StartError::Timeout`] it must be assumed that the processor may
+    /// still do anything: quarantine it and all that it can reach.
+    ///
+    /// # Safety
+    /// `state` is one that a processor may run from: its page table maps the trampoline page at
+    /// its physical address, and the entry as code; the stack is nobody else's. The processor is
+    /// the caller's to start.
+    pub unsafe fn start(
+        &mut self,
+        cpu: ApicId,
+        state: &StartState,
+        ipi: &mut impl SendIpi,
+        deadline: &mut impl Deadline,
+    ) -> Result<(), StartError> {
+        if cpu == self.bootstrap {
+            return Err(StartError::BootstrapProcessor(cpu));
+        }
+        if state.page_table >> 32 != 0 {
+            return Err(StartError::PageTable(state.page_table));
+        }
+        let parameters = self.parameters;
+        let nonce = parameters.nonce.load(Relaxed).wrapping_add(1);
+        parameters.page_table.store(state.page_table, Relaxed);
+        parameters.entry.store(state.entry, Relaxed);
+        parameters.stack.store(state.stack, Relaxed);
+        parameters.argument.store(state.argument, Relaxed);
+        parameters.nonce.store(nonce, Release);
+        let arrived = |microseconds: u32, deadline: &mut _| {
+            wait(
+                || parameters.answer.load(Acquire) == nonce,
+                microseconds,
+                deadline,
+            )
+        };
+        ipi.init(cpu);
+        wait(|| false, self.timing.init_to_startup, deadline);
+        ipi.startup(cpu, self.page);
+        if arrived(self.timing.startup_to_startup, deadline) {
+            return Ok(());
+        }
+        ipi.startup(cpu, self.page);
+        if arrived(self.timing.arrival, deadline) {
+            return Ok(());
+        }
+        Err(StartError::Timeout(cpu))
+    }
+
+    /// Takes a processor away from whatever it executes: INIT and start-up, and through this page
+    /// into the park area.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    ///
+    /// # Safety
+    /// The processor is one that the caller may take, and the area is mapped where it says. The
+    /// area's page tables do not map this page, so the area and the page must both be reachable
+    /// through `page_table`, below 4 GiB, at their physical addresses.
+    pub unsafe fn take(
+        &mut self,
+        cpu: ApicId,
+        park: &ParkArea<'_>,
+        page_table: u64,
+        ipi: &mut impl SendIpi,
+        deadline: &mut impl Deadline,
+    ) -> Result<CpuStopped, StartError> {
+        let state = StartState {
+            page_table,
+            ..park.expect(cpu)?
+        };
+        // SAFETY: the area's code takes over from any 64-bit state; the caller maps it and this
+        // page through `page_table`, and the stack is the slot's own.
+        let started = unsafe { self.start(cpu, &state, ipi, deadline) };
+        if let Err(error) = started {
+            park.give_up(cpu);
+            return Err(error);
+        }
+        park.confirm(cpu, self.timing.arrival, deadline)?;
+        Ok(CpuStopped::new(cpu, Proof::Taken))
+    }
+}
+
+fn wait(done: impl Fn() -> bool, microseconds: u32, deadline: &mut impl Deadline) -> bool {
+    deadline.start(microseconds);
+    loop {
+        if done() {
+            return true;
+        }
+        if deadline.expired() {
+            return false;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod arch {
+    //! The page's code, copied from here. It runs at any page below 1 MiB: in real mode it
+    //! addresses data from its own segment, in 64-bit mode from its own RIP.
+
+    use super::{FAR_POINTER_OFFSET, GDT_POINTER_OFFSET, PARAMETERS_OFFSET};
+
+    core::arch::global_asm!(
+        ".pushsection .text.baton_partition_core.trampoline, \"ax\"",
+        ".global baton_trampoline_start, baton_trampoline_long_mode, baton_trampoline_end",
+        ".code16",
+        "baton_trampoline_start:",
+        "cli",
+        "cld",
+        "movw %cs, %ax",
+        "movw %ax, %ds",
+        "lgdtl {gdt}",
+        // CR4.PAE and CR4.MCE, then CR3, EFER.LME and EFER.NXE, and CR0 with paging and
+        // protection at once: straight to 64-bit mode (AMD APM volume 2, section 14.6.1).
+        "movl $0x60, %eax",
+        "movl %eax, %cr4",
+        "movl {parameters}, %eax",
+        "movl %eax, %cr3",
+        "movl $0xc0000080, %ecx",
+        "movl $0x900, %eax",
+        "xorl %edx, %edx",
+        "wrmsr",
+        // CR0: PG, WP, NE, ET, MP, PE; caches on.
+        "movl $0x80010033, %eax",
+        "movl %eax, %cr0",
+        "ljmpl *{far}",
+        ".code64",
+        "baton_trampoline_long_mode:",
+        "movl $0x10, %eax",
+        "movl %eax, %ds",
+        "movl %eax, %es",
+        "movl %eax, %ss",
+        "xorl %eax, %eax",
+        "movl %eax, %fs",
+        "movl %eax, %gs",
+        "leaq baton_trampoline_start + {parameters}(%rip), %rbx",
+        "movq 8(%rbx), %rax",
+        "movq 16(%rbx), %rsp",
+        "movq 24(%rbx), %rdi",
+        "movq 32(%rbx), %rcx",
+        // After this store the page may be used for the next processor: nothing more is read.
+        "movq %rcx, 40(%rbx)",
+        "jmpq *%rax",
+        "baton_trampoline_end:",
+        ".popsection",
+        gdt = const GDT_POINTER_OFFSET,
+        parameters = const PARAMETERS_OFFSET,
+        far = const FAR_POINTER_OFFSET,
+        options(att_syntax),
+    );
+
+    unsafe extern "C" {
+        static baton_trampoline_start: u8;
+        static baton_trampoline_long_mode: u8;
+        static baton_trampoline_end: u8;
+    }
+
+    fn offset(of: *const u8) -> usize {
+        of.addr() - (&raw const baton_trampoline_start).addr()
+    }
+
+    pub(super) fn code() -> &'static [u8] {
+        let length = offset(&raw const baton_trampoline_end);
+        // SAFETY: the assembler put the bytes from the start label to the end label side by side
+        // into a section that is never written.
+        unsafe { core::slice::from_raw_parts(&raw const baton_trampoline_start, length) }
+    }
+
+    pub(super) fn long_mode() -> u32 {
+        offset(&raw const baton_trampoline_long_mode) as u32
+    }
+}

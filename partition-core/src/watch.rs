@@ -1,0 +1,275 @@
+//! Watching a partition that is being brought up, and saying how far one is oneself.
+
+use core::fmt;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use handoff_abi::{AbiVersion, Exchange, Features, PartitionId, PartitionStatus, state};
+use iommu::Deadline;
+
+const IN_USE: u32 = 0x1_0000;
+
+/// Why a partition that was waited for did not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum WatchError {
+    /// It did not come that far in time.
+    Timeout {
+        /// The state it was in, one of [`state`].
+        reached: u32,
+        /// Whether its heartbeat moved while it was waited for: slow, and not dead.
+        alive: bool,
+    },
+    /// It gave up by itself.
+    Failed {
+        /// The kernel's own number for why.
+        reason: u32,
+        /// More of it.
+        detail: u64,
+    },
+    /// It left the order of states: it is not what was launched, or it writes nonsense.
+    Order {
+        /// The state it was in.
+        from: u32,
+        /// The state it claims.
+        to: u32,
+    },
+    /// The place in the exchange is another partition's.
+    Stranger {
+        /// What the place says.
+        found: u32,
+    },
+    /// It states a version or lacks a feature it cannot be worked with.
+    Version {
+        /// What it states.
+        found: AbiVersion,
+    },
+}
+
+impl fmt::Display for WatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout {
+                reached,
+                alive: true,
+            } => {
+                write!(f, "it is alive but came only to state {reached} in time")
+            }
+            Self::Timeout {
+                reached,
+                alive: false,
+            } => {
+                write!(
+                    f,
+                    "it stopped in state {reached} and its heart does not beat"
+                )
+            }
+            Self::Failed { reason, detail } => {
+                write!(f, "it gave up: reason {reason}, detail {detail:#x}")
+            }
+            Self::Order { from, to } => write!(f, "it went from state {from} to state {to}"),
+            Self::Stranger { found } => write!(f, "its place in the exchange says {found:#x}"),
+            Self::Version { found } => write!(f, "it speaks version {found}"),
+        }
+    }
+}
+
+impl core::error::Error for WatchError {}
+
+/// Whether a watcher may see `to` after it saw `from`: it may miss states on the way up, and from
+/// [`state::READY`] on they may come again, but nobody goes back below that or leaves
+/// [`state::RETIRED`].
+const fn may_be_seen_after(from: u32, to: u32) -> bool {
+    if from == to {
+        return true;
+    }
+    match to {
+        state::ENTERED..=state::READY => from != state::EMPTY && from < to,
+        state::SERVING..=state::RETIRED => from >= state::READY && from < state::RETIRED,
+        _ => false,
+    }
+}
+
+/// One's own status: every state and heartbeat that others see is written through this.
+#[derive(Debug)]
+pub struct OwnStatus<'a> {
+    status: &'a PartitionStatus,
+}
+
+impl<'a> OwnStatus<'a> {
+    /// Takes the place of `me`, which the steward prepared or which, for the very first kernel, is
+    /// still empty.
+    #[must_use]
+    pub fn new(exchange: &'a Exchange, me: PartitionId) -> Option<Self> {
+        let status = exchange.status.get(Exchange::place(me))?;
+        status.partition.store(IN_USE | u32::from(me.0), Release);
+        Some(Self { status })
+    }
+
+    /// States version and features; before [`state::NEGOTIATED`].
+    pub fn speak(&self, version: AbiVersion, features: Features) {
+        let bits = u32::from(version.major) << 16 | u32::from(version.minor);
+        self.status.version.store(bits, Relaxed);
+        self.status.features.store(features.bits(), Release);
+    }
+
+    /// States how far this partition has come, at time `now` of the time stamp counter.
+    pub fn enter(&self, new: u32, now: u64) {
+        self.status.since.store(now, Relaxed);
+        self.status.state.store(new, Release);
+    }
+
+    /// Gives up, and says why.
+    pub fn fail(&self, reason: u32, detail: u64) {
+        self.status.failure.store(reason, Relaxed);
+        self.status.detail.store(detail, Relaxed);
+        self.status.state.store(state::FAILED, Release);
+    }
+
+    /// One beat.
+    pub fn beat(&self) {
+        self.status.heartbeat.fetch_add(1, Relaxed);
+    }
+
+    /// The state that was entered last.
+    #[must_use]
+    pub fn state(&self) -> u32 {
+        self.status.state.load(Relaxed)
+    }
+}
+
+/// A partition as its steward watches it.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    status: &'a PartitionStatus,
+    partition: PartitionId,
+    last: u32,
+}
+
+impl<'a> Watch<'a> {
+    /// Prepares the place of a partition that is about to be launched.
+    #[must_use]
+    pub fn prepare(exchange: &'a Exchange, partition: PartitionId) -> Option<Self> {
+        let place = Exchange::place(partition);
+        let status = exchange.status.get(place)?;
+        status.heartbeat.store(0, Relaxed);
+        status.version.store(0, Relaxed);
+        status.failure.store(0, Relaxed);
+        status.features.store(0, Relaxed);
+        status.detail.store(0, Relaxed);
+        status
+            .partition
+            .store(IN_USE | u32::from(partition.0), Relaxed);
+        // Queues that an earlier partition of this place left behind begin empty.
+        for (index, row) in exchange.mailboxes.iter().enumerate() {
+            for (other, mailbox) in row.iter().enumerate() {
+                if index == place || other == place {
+                    mailbox.head.store(0, Relaxed);
+                    mailbox.tail.store(0, Relaxed);
+                }
+            }
+        }
+        status.state.store(state::LAUNCHED, Release);
+        Some(Self {
+            status,
+            partition,
+            last: state::LAUNCHED,
+        })
+    }
+
+    /// Watches a partition that lives already.
+    #[must_use]
+    pub fn join(exchange: &'a Exchange, partition: PartitionId) -> Option<Self> {
+        let status = exchange.status.get(Exchange::place(partition))?;
+        Some(Self {
+            status,
+            partition,
+            last: status.state.load(Acquire),
+        })
+    }
+
+    /// Forgets a partition that is no more.
+    pub fn clear(self) {
+        self.status.state.store(state::EMPTY, Release);
+        self.status.partition.store(0, Release);
+    }
+
+    /// Looks once. The order of states is in `docs/swap.md`.
+    ///
+    /// # Errors
+    /// Where it failed, or claims a state that cannot follow.
+    pub fn look(&mut self) -> Result<u32, WatchError> {
+        let found = self.status.partition.load(Acquire);
+        if found != IN_USE | u32::from(self.partition.0) {
+            return Err(WatchError::Stranger { found });
+        }
+        let now = self.status.state.load(Acquire);
+        if now == state::FAILED {
+            return Err(WatchError::Failed {
+                reason: self.status.failure.load(Relaxed),
+                detail: self.status.detail.load(Relaxed),
+            });
+        }
+        if !may_be_seen_after(self.last, now) {
+            return Err(WatchError::Order {
+                from: self.last,
+                to: now,
+            });
+        }
+        self.last = now;
+        Ok(now)
+    }
+
+    /// Waits until the partition is in state `wanted`.
+    ///
+    /// # Errors
+    /// Where it is not, in time.
+    pub fn wait(
+        &mut self,
+        wanted: u32,
+        microseconds: u32,
+        deadline: &mut impl Deadline,
+    ) -> Result<(), WatchError> {
+        let heartbeat = self.status.heartbeat.load(Relaxed);
+        deadline.start(microseconds);
+        loop {
+            let reached = self.look()?;
+            if reached == wanted {
+                return Ok(());
+            }
+            if deadline.expired() {
+                let alive = self.status.heartbeat.load(Relaxed) != heartbeat;
+                return Err(WatchError::Timeout { reached, alive });
+            }
+        }
+    }
+
+    /// The version and features the partition states.
+    ///
+    /// # Errors
+    /// Where it has no version in common with `ours`.
+    pub fn negotiated(&self, ours: AbiVersion) -> Result<(AbiVersion, Features), WatchError> {
+        let bits = self.status.version.load(Acquire);
+        let found = AbiVersion {
+            major: (bits >> 16) as u16,
+            minor: bits as u16,
+        };
+        let features = Features::from_bits_retain(self.status.features.load(Acquire));
+        match ours.common(found) {
+            Some(common) if common == found => Ok((found, features)),
+            _ => Err(WatchError::Version { found }),
+        }
+    }
+
+    /// Time stamp counter when it entered the state that it is in; an allegation.
+    #[must_use]
+    pub fn since(&self) -> u64 {
+        self.status.since.load(Relaxed)
+    }
+
+    /// The partition.
+    #[must_use]
+    pub const fn partition(&self) -> PartitionId {
+        self.partition
+    }
+}

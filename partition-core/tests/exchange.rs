@@ -1,0 +1,182 @@
+//! Mailboxes and status between two partitions of which one may write anything.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering::SeqCst;
+
+use handoff_abi::*;
+use iommu::Deadline;
+use partition_core::mailbox::*;
+use partition_core::watch::*;
+use proptest::prelude::*;
+
+const PRIME: PartitionId = PartitionId(1);
+const NEXT: PartitionId = PartitionId(2);
+
+/// A clock that runs out after a number of looks.
+struct Looks(u32);
+
+impl Deadline for Looks {
+    fn start(&mut self, microseconds: u32) {
+        self.0 = microseconds;
+    }
+
+    fn expired(&mut self) -> bool {
+        self.0 = self.0.saturating_sub(1);
+        self.0 == 0
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_mailbox_is_a_bounded_queue(actions in proptest::collection::vec(any::<bool>(), 0..200), start: u32) {
+        let mailbox = Mailbox::default();
+        mailbox.head.store(start, SeqCst);
+        mailbox.tail.store(start, SeqCst);
+        let (mut sender, mut receiver) = (Sender::new(&mailbox), Receiver::new(&mailbox));
+        let mut model = VecDeque::new();
+        for (number, send) in actions.into_iter().enumerate() {
+            if send {
+                let message = [number as u64; 8];
+                let sent = sender.send(&message);
+                if model.len() == MAILBOX_SLOTS {
+                    prop_assert_eq!(sent, Err(MailboxError::Full));
+                } else {
+                    prop_assert_eq!(sent, Ok(()));
+                    model.push_back(message);
+                }
+            } else {
+                prop_assert_eq!(receiver.receive(), Ok(model.pop_front()));
+            }
+        }
+    }
+
+    #[test]
+    fn indices_that_lie_are_noticed_and_never_read_out_of_bounds(head: u32, tail: u32) {
+        let mailbox = Mailbox::default();
+        let mut receiver = Receiver::new(&mailbox);
+        let mut sender = Sender::new(&mailbox);
+        mailbox.head.store(head, SeqCst);
+        mailbox.tail.store(tail, SeqCst);
+        match receiver.receive() {
+            Ok(None) => prop_assert_eq!(head, 0),
+            Ok(Some(_)) => prop_assert!(head as usize <= MAILBOX_SLOTS),
+            Err(error) => prop_assert_eq!(error, MailboxError::Corrupt { head, tail: 0 }),
+        }
+        let sent = sender.send(&[0; 8]);
+        prop_assert_eq!(sent.is_ok(), mailbox.tail.load(SeqCst).wrapping_neg() < MAILBOX_SLOTS as u32);
+    }
+}
+
+#[test]
+fn messages_cross_between_threads_whole_and_in_order() {
+    let mailbox = Mailbox::default();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut sender = Sender::new(&mailbox);
+            for number in 0..10_000_u64 {
+                while sender.send(&[number; 8]) == Err(MailboxError::Full) {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        let mut receiver = Receiver::new(&mailbox);
+        for number in 0..10_000_u64 {
+            let message = loop {
+                match receiver.receive().unwrap() {
+                    Some(message) => break message,
+                    None => std::thread::yield_now(),
+                }
+            };
+            assert_eq!(message, [number; 8]);
+        }
+    });
+}
+
+#[test]
+fn a_partition_that_comes_up_is_followed() {
+    let exchange = Exchange::default();
+    let mut watch = Watch::prepare(&exchange, NEXT).unwrap();
+    let own = OwnStatus::new(&exchange, NEXT).unwrap();
+    own.enter(state::ENTERED, 5);
+    own.speak(AbiVersion::V0_1, Features::VT_D);
+    own.enter(state::NEGOTIATED, 6);
+    own.enter(state::READY, 7);
+    assert_eq!(watch.wait(state::READY, 1, &mut Looks(0)), Ok(()));
+    assert_eq!(watch.since(), 7);
+    assert_eq!(
+        watch.negotiated(AbiVersion::V0_2),
+        Ok((AbiVersion::V0_1, Features::VT_D))
+    );
+    assert_eq!(
+        watch.negotiated(AbiVersion { major: 1, minor: 0 }),
+        Err(WatchError::Version {
+            found: AbiVersion::V0_1
+        })
+    );
+}
+
+#[test]
+fn a_partition_that_hangs_is_told_from_one_that_is_slow() {
+    let exchange = Exchange::default();
+    let mut watch = Watch::prepare(&exchange, NEXT).unwrap();
+    let own = OwnStatus::new(&exchange, NEXT).unwrap();
+    own.enter(state::ENTERED, 0);
+    let timeout = |alive| {
+        Err(WatchError::Timeout {
+            reached: state::ENTERED,
+            alive,
+        })
+    };
+    assert_eq!(watch.wait(state::READY, 3, &mut Looks(0)), timeout(false));
+    struct Beating<'a>(Looks, &'a OwnStatus<'a>);
+    impl Deadline for Beating<'_> {
+        fn start(&mut self, microseconds: u32) {
+            self.0.start(microseconds);
+        }
+        fn expired(&mut self) -> bool {
+            self.1.beat();
+            self.0.expired()
+        }
+    }
+    assert_eq!(
+        watch.wait(state::READY, 3, &mut Beating(Looks(0), &own)),
+        timeout(true)
+    );
+}
+
+#[test]
+fn a_partition_that_gives_up_or_lies_is_named() {
+    let exchange = Exchange::default();
+    let own = OwnStatus::new(&exchange, NEXT).unwrap();
+    let mut watch = Watch::prepare(&exchange, NEXT).unwrap();
+    own.fail(7, 0x99);
+    assert_eq!(
+        watch.look(),
+        Err(WatchError::Failed {
+            reason: 7,
+            detail: 0x99
+        })
+    );
+    for (from, to) in [
+        (state::LAUNCHED, state::SERVING),
+        (state::READY, state::ENTERED),
+        (state::READY, state::EMPTY),
+        (state::LAUNCHED, 99),
+        (state::NEGOTIATED, state::LAUNCHED),
+        (state::RETIRED, state::SERVING),
+    ] {
+        let mut watch = Watch::prepare(&exchange, NEXT).unwrap();
+        for on_the_way in [state::NEGOTIATED, state::READY, state::RETIRED] {
+            if on_the_way <= from {
+                own.enter(on_the_way, 0);
+                watch.look().unwrap();
+            }
+        }
+        own.enter(to, 0);
+        assert_eq!(watch.look(), Err(WatchError::Order { from, to }));
+    }
+    let mut watch = Watch::prepare(&exchange, NEXT).unwrap();
+    let place = &exchange.status[Exchange::place(NEXT)];
+    place.partition.store(0x1_0000 | u32::from(PRIME.0), SeqCst);
+    assert_eq!(watch.look(), Err(WatchError::Stranger { found: 0x1_0001 }));
+}
