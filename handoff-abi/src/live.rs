@@ -263,8 +263,8 @@ pub struct PartitionStatus {
     pub reserved: [AtomicU64; 2],
 }
 
-/// Messages that fit one mailbox.
-pub const MAILBOX_SLOTS: usize = 14;
+/// Messages that fit one mailbox: a power of two, so that the counts may wrap.
+pub const MAILBOX_SLOTS: usize = 16;
 
 /// A message: a kind, and seven words whose meaning follows from it.
 pub type Message = [u64; 8];
@@ -342,13 +342,13 @@ const _: () = {
     assert!(offset_of!(PartitionStatus, features) == 24);
     assert!(offset_of!(PartitionStatus, detail) == 32);
     assert!(offset_of!(PartitionStatus, since) == 40);
-    assert!(size_of::<Mailbox>() == 1024);
+    assert!(size_of::<Mailbox>() == 1152);
     assert!(offset_of!(Mailbox, head) == 0);
     assert!(offset_of!(Mailbox, tail) == 64);
     assert!(offset_of!(Mailbox, slots) == 128);
     assert!(offset_of!(Exchange, status) == 0);
     assert!(offset_of!(Exchange, mailboxes) == 512);
-    assert!(size_of::<Exchange>() == 512 + 64 * 1024);
+    assert!(size_of::<Exchange>() == 512 + 64 * 1152);
 };
 
 #[cfg(test)]
