@@ -280,6 +280,15 @@ impl<'a> ParkArea<'a> {
         }
     }
 
+    /// Notes that a processor is about to be started by INIT: from now on its slot proves nothing.
+    pub(crate) fn forget(&self, cpu: ApicId) {
+        if let Some(slot) = self.slot(cpu) {
+            let _ =
+                slot.state
+                    .compare_exchange(slot_state::PARKED, slot_state::LEFT, AcqRel, Acquire);
+        }
+    }
+
     /// Waits until a processor has said that it is parked.
     ///
     /// # Errors

@@ -173,7 +173,8 @@ impl<'a> Trampoline<'a> {
     }
 
     /// Starts a processor by INIT and start-up; returns when it has arrived in 64-bit mode with
-    /// `state`, about to jump to the entry. Whatever it executed before, it does no more.
+    /// `state`, about to jump to the entry. Whatever it executed before, it does no more; where it
+    /// was parked in `park`, it is not any longer.
     ///
     /// # Errors
     /// See [`StartError`]. After [`StartError::Timeout`] it must be assumed that the processor may
@@ -187,6 +188,7 @@ impl<'a> Trampoline<'a> {
         &mut self,
         cpu: ApicId,
         state: &StartState,
+        park: &ParkArea<'_>,
         ipi: &mut impl SendIpi,
         deadline: &mut impl Deadline,
     ) -> Result<(), StartError> {
@@ -210,6 +212,7 @@ impl<'a> Trampoline<'a> {
                 deadline,
             )
         };
+        park.forget(cpu);
         ipi.init(cpu);
         wait(|| false, self.timing.init_to_startup, deadline);
         ipi.startup(cpu, self.page);
@@ -241,13 +244,14 @@ impl<'a> Trampoline<'a> {
         ipi: &mut impl SendIpi,
         deadline: &mut impl Deadline,
     ) -> Result<CpuStopped, StartError> {
+        park.forget(cpu);
         let state = StartState {
             page_table,
             ..park.expect(cpu)?
         };
         // SAFETY: the area's code takes over from any 64-bit state; the caller maps it and this
         // page through `page_table`, and the stack is the slot's own.
-        let started = unsafe { self.start(cpu, &state, ipi, deadline) };
+        let started = unsafe { self.start(cpu, &state, park, ipi, deadline) };
         if let Err(error) = started {
             park.give_up(cpu);
             return Err(error);
@@ -344,5 +348,179 @@ mod arch {
 
     pub(super) fn long_mode() -> u32 {
         offset(&raw const baton_trampoline_long_mode) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::park::{self, slot_state};
+
+    const PAGE: PhysAddr = PhysAddr(0x9000);
+    const BOOTSTRAP: ApicId = ApicId(0);
+    const CPU: ApicId = ApicId(3);
+    const STATE: StartState = StartState {
+        page_table: 0x1000,
+        entry: 1,
+        stack: 2,
+        argument: 3,
+    };
+
+    #[repr(align(65536))]
+    struct Memory<const N: usize>([u8; N]);
+
+    /// A processor that answers the `answers`-th start-up by storing the nonce it finds.
+    struct Model {
+        page: *mut u8,
+        answers: usize,
+        log: Vec<&'static str>,
+    }
+
+    impl Model {
+        fn word(&self, offset: usize) -> &AtomicU64 {
+            // SAFETY: the page is longer than the offset.
+            let word = unsafe { self.page.add(PARAMETERS_OFFSET + offset) };
+            // SAFETY: the page outlives the model; the word is aligned, and an atomic for the
+            // trampoline too.
+            unsafe { AtomicU64::from_ptr(word.cast()) }
+        }
+    }
+
+    impl SendIpi for Model {
+        fn init(&mut self, _: ApicId) {
+            self.log.push("init");
+        }
+
+        fn startup(&mut self, _: ApicId, page: u8) {
+            assert_eq!(u64::from(page) << 12, PAGE.0);
+            self.log.push("startup");
+            if self.log.iter().filter(|&&sent| sent == "startup").count() == self.answers {
+                let nonce = self.word(32).load(Relaxed);
+                self.word(40).store(nonce, Relaxed);
+            }
+        }
+
+        fn nmi(&mut self, _: ApicId) {
+            unreachable!("a processor is started without NMI");
+        }
+    }
+
+    struct Looks(u32);
+
+    impl Deadline for Looks {
+        fn start(&mut self, _: u32) {
+            self.0 = 3;
+        }
+
+        fn expired(&mut self) -> bool {
+            self.0 -= 1;
+            self.0 == 0
+        }
+    }
+
+    fn with(answers: usize, test: impl FnOnce(&mut Trampoline<'_>, &ParkArea<'_>, &mut Model)) {
+        let mut page = Memory([0; FRAME_SIZE as usize]);
+        let mut area = Memory([0; park::LENGTH as usize]);
+        let mapped = NonNull::from(&mut page.0).cast();
+        // SAFETY: the array is a page and nobody else's.
+        let trampoline = unsafe { Trampoline::install(mapped, PAGE, BOOTSTRAP, Timing::default()) };
+        let mapped_area = NonNull::from(&mut area.0).cast();
+        // SAFETY: the array is as long as the area and nobody else's.
+        let park = unsafe { ParkArea::install(mapped_area, PhysAddr(0x10_0000)) }.unwrap();
+        let mut model = Model {
+            page: mapped.as_ptr(),
+            answers,
+            log: Vec::new(),
+        };
+        test(&mut trampoline.unwrap(), &park, &mut model);
+    }
+
+    fn start(
+        trampoline: &mut Trampoline<'_>,
+        cpu: ApicId,
+        state: &StartState,
+        park: &ParkArea<'_>,
+        model: &mut Model,
+    ) -> Result<(), StartError> {
+        // SAFETY: nothing is executed: the processor is a model.
+        unsafe { trampoline.start(cpu, state, park, model, &mut Looks(0)) }
+    }
+
+    #[test]
+    fn a_second_startup_is_sent_only_where_the_first_has_no_answer() {
+        with(1, |trampoline, park, model| {
+            assert_eq!(start(trampoline, CPU, &STATE, park, model), Ok(()));
+            assert_eq!(model.log, ["init", "startup"]);
+        });
+        with(2, |trampoline, park, model| {
+            assert_eq!(start(trampoline, CPU, &STATE, park, model), Ok(()));
+            assert_eq!(model.log, ["init", "startup", "startup"]);
+            assert_eq!(model.word(0).load(Relaxed), STATE.page_table);
+        });
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_start_does_not_count() {
+        with(1, |trampoline, park, model| {
+            assert_eq!(start(trampoline, CPU, &STATE, park, model), Ok(()));
+            model.answers = 0;
+            let silent = Err(StartError::Timeout(CPU));
+            assert_eq!(start(trampoline, CPU, &STATE, park, model), silent);
+        });
+    }
+
+    #[test]
+    fn neither_the_bootstrap_processor_nor_a_high_page_table_is_tried() {
+        with(1, |trampoline, park, model| {
+            let refused = start(trampoline, BOOTSTRAP, &STATE, park, model);
+            assert_eq!(refused, Err(StartError::BootstrapProcessor(BOOTSTRAP)));
+            let high = StartState {
+                page_table: 1 << 32,
+                ..STATE
+            };
+            let refused = start(trampoline, CPU, &high, park, model);
+            assert_eq!(refused, Err(StartError::PageTable(1 << 32)));
+            assert!(model.log.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_parked_processor_that_is_started_is_not_proved_stopped_any_more() {
+        with(1, |trampoline, park, model| {
+            park.expect(CPU).unwrap();
+            let slot = park.slot(CPU).unwrap();
+            slot.state.store(slot_state::PARKED, Release);
+            assert!(park.confirm(CPU, 1, &mut Looks(0)).is_ok());
+            start(trampoline, CPU, &STATE, park, model).unwrap();
+            let found = slot_state::LEFT;
+            let refused = park.confirm(CPU, 1, &mut Looks(0));
+            assert_eq!(refused, Err(ParkError::Timeout { cpu: CPU, found }));
+        });
+    }
+
+    #[test]
+    fn a_processor_that_arrives_but_does_not_park_is_not_taken() {
+        with(1, |trampoline, park, model| {
+            // SAFETY: nothing is executed: the processor is a model.
+            let taken = unsafe { trampoline.take(CPU, park, 0x1000, model, &mut Looks(0)) };
+            let found = slot_state::ARRIVING;
+            let late = StartError::Park(ParkError::Timeout { cpu: CPU, found });
+            assert_eq!(taken, Err(late));
+        });
+    }
+
+    #[test]
+    fn a_page_that_no_startup_reaches_is_refused() {
+        let mut page = Memory([0; FRAME_SIZE as usize]);
+        for physical in [0, 0x9800, 0x10_0000, 1 << 40] {
+            let mapped = NonNull::from(&mut page.0).cast();
+            let physical = PhysAddr(physical);
+            // SAFETY: the array is a page and nobody else's.
+            let refused =
+                unsafe { Trampoline::install(mapped, physical, BOOTSTRAP, Timing::default()) };
+            assert_eq!(refused.unwrap_err(), StartError::Page(physical));
+        }
     }
 }

@@ -153,7 +153,7 @@ extern "C" fn prime() -> ! {
     let mut watch = Watch::prepare(exchange, SUCCESSOR).expect("a place");
     let state = start_at(successor, baton.handoff.base().0);
     // SAFETY: all of memory is mapped by the page table, and the stack is new.
-    unsafe { trampoline.expect("a low page").start(SECOND, &state, &mut apic(), &mut Clock(0)) }.expect("it starts");
+    unsafe { trampoline.expect("a low page").start(SECOND, &state, &area, &mut apic(), &mut Clock(0)) }.expect("it starts");
     watch.wait(state::READY, ANSWER_MICROSECONDS, &mut Clock(0)).expect("it gets ready");
     say(format_args!("prime: the successor is ready"));
 
