@@ -427,6 +427,7 @@ fn known_size(of: u32) -> Option<usize> {
         kind::ECAM => size_of::<Ecam>(),
         kind::HISTORY => size_of::<History>(),
         kind::DOMAIN => size_of::<Domain>(),
+        kind::PLATFORM => size_of::<Platform>(),
         _ => return None,
     })
 }

@@ -34,6 +34,8 @@ pub mod kind {
     pub const HISTORY: u32 = 12;
     /// [`Domain`](super::Domain): an IOMMU domain and its owner.
     pub const DOMAIN: u32 = 13;
+    /// [`Platform`](super::Platform): what every kernel has to know of the whole machine.
+    pub const PLATFORM: u32 = 14;
 
     /// Reserved: the architectural state of a virtual CPU.
     pub const VCPU: u32 = 0x100;
@@ -287,5 +289,14 @@ record! {
         reserved: u16 = 2,
         /// The owner, as [`Owner::to_wire`](crate::Owner::to_wire).
         owner: u32 = 4,
+    }
+}
+record! {
+    /// What every kernel has to know of the whole machine.
+    Platform = PLATFORM, 8 {
+        /// The bootstrap processor, which nobody sends INIT: it would go back to firmware.
+        bootstrap: ApicId = 0,
+        /// Zero.
+        reserved: u32 = 4,
     }
 }

@@ -620,6 +620,15 @@ impl<'a> Steward<'a> {
         self.transfer(entry.slot, next)
     }
 
+    /// Takes everything of a partition that cannot be proved stopped out of use: its processors and
+    /// all that they can reach. Returns how many entries that are.
+    ///
+    /// # Errors
+    /// Where this is not the steward.
+    pub fn quarantine(&mut self, partition: PartitionId) -> Result<usize, LedgerError> {
+        self.give_all(partition, Owner::Quarantined)
+    }
+
     /// Gives everything of a partition to `heir`, memory included: allowed once each of its
     /// processors has been released. Returns how many entries changed owner.
     ///
@@ -635,6 +644,12 @@ impl<'a> Steward<'a> {
         {
             return Err(LedgerError::CpuRuns(ApicId(cpu.base as u32)));
         }
+        self.give_all(from, heir)
+    }
+
+    fn give_all(&mut self, from: PartitionId, heir: Owner) -> Result<usize, LedgerError> {
+        self.check()?;
+        let owner = Owner::Partition(from);
         let mut count = 0;
         for entry in self.view().entries() {
             let word = entry.word;

@@ -11,6 +11,7 @@ pub mod apic;
 pub mod baton;
 pub mod cpu;
 mod descriptors;
+pub mod image;
 pub mod ledger;
 pub mod mailbox;
 #[expect(
@@ -18,6 +19,7 @@ pub mod mailbox;
     reason = "code and tables that outlive every kernel are laid down by address"
 )]
 pub mod park;
+pub mod plan;
 #[expect(
     unsafe_code,
     reason = "code and parameters for real mode are laid down by address"

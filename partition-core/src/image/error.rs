@@ -34,7 +34,8 @@ pub enum ImageError {
     Relocations,
     /// Nothing of it is to be loaded.
     NoSegments,
-    /// It has more than [`Image::MAX_SEGMENTS`](super::Image::MAX_SEGMENTS) segments to be loaded.
+    /// It has more than [`Image::MAX_SEGMENTS`](super::Image::MAX_SEGMENTS) segments to be loaded,
+    /// or as many with notes and dynamic sections.
     TooManySegments,
     /// The segment has more bytes in the file than in memory.
     SegmentSize {
@@ -103,11 +104,14 @@ impl fmt::Display for ImageError {
             Self::NoSegments => f.write_str("the image has nothing to be loaded"),
             Self::TooManySegments => write!(
                 f,
-                "the image has more than {} segments to be loaded",
+                "the image has more than {} segments of a kind",
                 super::Image::MAX_SEGMENTS
             ),
             Self::SegmentSize { segment } => {
-                write!(f, "segment {segment} has more bytes in the file than in memory")
+                write!(
+                    f,
+                    "segment {segment} has more bytes in the file than in memory"
+                )
             }
             Self::SegmentOutsideFile { segment } => {
                 write!(f, "segment {segment} reaches past the end of the file")
@@ -124,10 +128,16 @@ impl fmt::Display for ImageError {
             Self::NoteMissing => f.write_str("the image has no Baton note"),
             Self::NoteTwice => f.write_str("the image has two Baton notes"),
             Self::NoteLength(length) => {
-                write!(f, "the image's Baton note has {length} bytes, fewer than 24")
+                write!(
+                    f,
+                    "the image's Baton note has {length} bytes, fewer than 24"
+                )
             }
             Self::Entry(entry) => {
-                write!(f, "the image's entry {entry:#x} is in no executable segment")
+                write!(
+                    f,
+                    "the image's entry {entry:#x} is in no executable segment"
+                )
             }
         }
     }

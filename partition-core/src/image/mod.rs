@@ -4,6 +4,21 @@
 //! in physical memory it goes, [`Layout::load`] copies it there, and [`paging::build`] makes page
 //! tables in which it finds itself at the addresses that it was linked for.
 //!
+//! A kernel states that it is one in a note, [`BatonNote`]; in assembly:
+//!
+//! ```text
+//! .pushsection .note.baton, "a", @note
+//! .balign 4
+//! .long 6, 24, 1              // length of the name, length of the rest, type
+//! .asciz "Baton"
+//! .balign 4
+//! .short 0, 2                 // ABI version
+//! .long 0
+//! .quad 2                     // features
+//! .quad baton_entry
+//! .popsection
+//! ```
+//!
 //! Names and numbers are those of the ELF-64 Object File Format and the System V ABI, AMD64
 //! supplement. Physical addresses in the file (p_paddr) and section headers have no influence.
 
@@ -22,13 +37,16 @@ mod error;
 mod note;
 pub mod paging;
 mod place;
+#[cfg(test)]
+mod tests;
 
 use elf::ElfBytes;
+use elf::abi;
 use elf::endian::LittleEndian;
+use elf::file::{Class, parse_ident};
 use elf::note::{Note, NoteIterator};
 use elf::parse::ParseError;
 use elf::segment::ProgramHeader;
-use elf::{abi, file::Class};
 use handoff_abi::FRAME_SIZE;
 use heapless::Vec;
 
@@ -72,8 +90,13 @@ impl Segment {
     /// Neither wraps: addresses were found to be canonical, so the last page of the address space
     /// is the only one whose end is 0, and [`Image::parse`] refuses a segment in it.
     pub(super) const fn pages(&self) -> (u64, u64) {
-        let last = self.address.saturating_add(self.memory_size.saturating_sub(1));
-        (page_of(self.address), page_of(last).saturating_add(FRAME_SIZE))
+        let last = self
+            .address
+            .saturating_add(self.memory_size.saturating_sub(1));
+        (
+            page_of(self.address),
+            page_of(last).saturating_add(FRAME_SIZE),
+        )
     }
 }
 
@@ -119,12 +142,17 @@ impl<'a> Image<'a> {
     /// # Errors
     /// Where it is not an image that can be started.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ImageError> {
-        let file = ElfBytes::<LittleEndian>::minimal_parse(bytes)
-            .map_err(|error| header_error(&error, bytes))?;
-        let header = &file.ehdr;
-        if header.class != Class::ELF64 {
+        let read = |error: ParseError| header_error(&error, bytes);
+        let have = bytes.len();
+        let ident = bytes
+            .get(..abi::EI_NIDENT)
+            .ok_or(ImageError::Truncated { have })?;
+        let (_, class, ..) = parse_ident::<LittleEndian>(ident).map_err(read)?;
+        if class != Class::ELF64 {
             return Err(ImageError::Class(abi::ELFCLASS32));
         }
+        let file = ElfBytes::<LittleEndian>::minimal_parse(bytes).map_err(read)?;
+        let header = &file.ehdr;
         if header.e_machine != abi::EM_X86_64 {
             return Err(ImageError::Machine(header.e_machine));
         }
@@ -140,6 +168,7 @@ impl<'a> Image<'a> {
         let mut segments: Vec<Segment, MAX_SEGMENTS> = Vec::new();
         let mut alignment = FRAME_SIZE;
         let mut note = None;
+        let mut searched = 0_usize;
         for (number, entry) in table.iter().enumerate() {
             let segment = u16::try_from(number).map_err(|_| ImageError::TooManySegments)?;
             match entry.p_type {
@@ -157,9 +186,19 @@ impl<'a> Image<'a> {
                         .push(loaded)
                         .map_err(|_| ImageError::TooManySegments)?;
                 }
-                abi::PT_NOTE => find_note(file_bytes(bytes, segment, &entry)?, &entry, &mut note)?,
                 abi::PT_INTERP => return Err(ImageError::Interpreter),
-                abi::PT_DYNAMIC => refuse_relocations(file_bytes(bytes, segment, &entry)?)?,
+                // Each of these is searched, so there must not be any number of them.
+                abi::PT_NOTE | abi::PT_DYNAMIC if searched == MAX_SEGMENTS => {
+                    return Err(ImageError::TooManySegments);
+                }
+                abi::PT_NOTE => {
+                    searched = searched.saturating_add(1);
+                    find_note(file_bytes(bytes, segment, &entry)?, &mut note)?;
+                }
+                abi::PT_DYNAMIC => {
+                    searched = searched.saturating_add(1);
+                    refuse_relocations(file_bytes(bytes, segment, &entry)?)?;
+                }
                 _ => {}
             }
         }
@@ -308,22 +347,18 @@ fn footprint(segments: &[Segment], alignment: u64) -> Option<Footprint> {
     })
 }
 
-fn find_note(
-    bytes: &[u8],
-    entry: &ProgramHeader,
-    found: &mut Option<BatonNote>,
-) -> Result<(), ImageError> {
-    // Notes are padded to 4 bytes, but for some of GNU's that are in segments of their own.
-    let align = if entry.p_align == 8 { 8 } else { 4 };
-    for note in NoteIterator::new(LittleEndian, Class::ELF64, align, bytes) {
+/// Looks for the Baton note in a segment of notes. All are padded to 4 bytes; those few of GNU's
+/// that are padded to 8 come out the same, their contents being multiples of 8 bytes.
+fn find_note(bytes: &[u8], found: &mut Option<BatonNote>) -> Result<(), ImageError> {
+    for note in NoteIterator::new(LittleEndian, Class::ELF64, 4, bytes) {
         let Note::Unknown(note) = note else {
             continue;
         };
         if note.name != BatonNote::NAME || note.n_type != u64::from(BatonNote::TYPE) {
             continue;
         }
-        let note = BatonNote::from_descriptor(note.desc)
-            .ok_or(ImageError::NoteLength(note.desc.len()))?;
+        let note =
+            BatonNote::from_descriptor(note.desc).ok_or(ImageError::NoteLength(note.desc.len()))?;
         if found.replace(note).is_some() {
             return Err(ImageError::NoteTwice);
         }

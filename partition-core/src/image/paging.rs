@@ -64,7 +64,8 @@ pub enum PagingError {
         /// How many there were.
         had: u64,
     },
-    /// A frame that was allocated is not a page of 4 KiB in 52 bits, or is in use as a table.
+    /// What was allocated is no frame: not a page of 4 KiB, above 52 bits, page 0, or the frame that
+    /// was allocated first.
     Frame(PhysAddr),
     /// The range is not whole pages of 4 KiB, or not in the lower half of the address space.
     Range(PhysRange),

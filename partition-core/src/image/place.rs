@@ -161,7 +161,9 @@ impl<'i> Layout<'i> {
         for placed in self.segments() {
             let segment = placed.segment;
             let bytes = self.image.segment_bytes(&segment);
-            let head = segment.address.saturating_sub(super::page_of(segment.address));
+            let head = segment
+                .address
+                .saturating_sub(super::page_of(segment.address));
             let at = PhysAddr(placed.pages.base().0.saturating_add(head));
             let end = PhysAddr(at.0.saturating_add(segment.file_size));
             let mut write = || {

@@ -241,10 +241,7 @@ impl fmt::Display for AliasError {
                 write!(f, "bridges {bridge} and {other} lead to the same bus")
             }
             Self::PortWithoutSwitch(port) => {
-                write!(
-                    f,
-                    "downstream port {port} is not below an upstream port"
-                )
+                write!(f, "downstream port {port} is not below an upstream port")
             }
             Self::TooManyIds(function) => {
                 write!(f, "function {function} has too many requester ids")
@@ -273,7 +270,10 @@ pub fn groups(facts: &[Facts], results: &mut [Isolation]) -> Result<(), AliasErr
         *result = Isolation {
             group: u16::try_from(index).map_err(|_| AliasError::TooMany(facts.len()))?,
             requesters: topology.requesters(node)?,
-            below: topology.above(node).last().map(|(_, bridge)| bridge.function),
+            below: topology
+                .above(node)
+                .last()
+                .map(|(_, bridge)| bridge.function),
         };
     }
     for (index, node) in facts.iter().enumerate() {

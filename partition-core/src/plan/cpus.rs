@@ -26,11 +26,16 @@ impl<'a> Machine<'a> {
     /// Every processor that could be given away, once.
     fn free_cpus(&self) -> impl Iterator<Item = &'a Cpu> {
         let machine = *self;
-        self.cpus.iter().enumerate().filter_map(move |(index, cpu)| {
-            let earlier = machine.cpus.iter().take(index);
-            let first = !earlier.into_iter().any(|other| other.apic_id == cpu.apic_id);
-            (first && machine.cpu_is_free(cpu.apic_id)).then_some(cpu)
-        })
+        self.cpus
+            .iter()
+            .enumerate()
+            .filter_map(move |(index, cpu)| {
+                let earlier = machine.cpus.iter().take(index);
+                let first = !earlier
+                    .into_iter()
+                    .any(|other| other.apic_id == cpu.apic_id);
+                (first && machine.cpu_is_free(cpu.apic_id)).then_some(cpu)
+            })
     }
 
     fn core(&self, core: u32) -> impl Iterator<Item = &'a Cpu> {

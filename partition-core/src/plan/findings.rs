@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use handoff_abi::{ApicId, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId};
+use handoff_abi::{ApicId, Owner, PartitionId, PciFunction, PhysRange, RequesterId};
 use heapless::Vec;
 
 use super::machine::MemoryKind;
@@ -362,17 +362,15 @@ reasons! {
         alignment: u64,
     } = "memory-not-found", Resource::Machine,
         ("no {length:#x} bytes of memory aligned to {alignment:#x} are free");
-    /// No page for the trampoline is free, or the one that was asked for cannot be used.
+    /// The page that was asked for is none that a processor can be started from.
     Trampoline {
-        /// The page that was asked for, if one was.
-        page: Option<PhysAddr>,
-    } = "trampoline", match page {
-        Some(page) => Resource::Memory(PhysRange::from_bounds(
-            page,
-            PhysAddr(page.0.saturating_add(handoff_abi::FRAME_SIZE)),
-        )),
-        None => Resource::Machine,
-    }, ("{}", TrampolineSentence(*page));
+        /// The page.
+        range: PhysRange,
+    } = "trampoline", Resource::Memory(range),
+        ("no processor can be started from memory {range}: it is not a page from 0x1000 to 0x9f000");
+    /// No page that a processor can be started from is free.
+    TrampolineNotFound = "trampoline-not-found", Resource::Machine,
+        ("no page from 0x1000 to 0x9f000 is free to start processors from");
 
     /// There is no such function.
     FunctionMissing {
@@ -545,17 +543,6 @@ reasons! {
         ("{need} {} are needed and {left} are left", supply.name());
 }
 
-struct TrampolineSentence(Option<PhysAddr>);
-
-impl fmt::Display for TrampolineSentence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(page) => write!(f, "no processor can be started from {page}: it is not a free page from 0x1000 to 0x9f000"),
-            None => f.write_str("no page from 0x1000 to 0x9f000 is free to start processors from"),
-        }
-    }
-}
-
 /// Everything that was found out about a request: what refuses it, and what is worth knowing.
 ///
 /// Each list has an end. Where one was full, [`truncated`](Self::truncated) says so; a refusal is
@@ -641,7 +628,11 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.refusals {
             0 | 1 => write!(f, "the request is refused: {}", self.first),
-            more => write!(f, "the request is refused for {more} reasons: {}", self.first),
+            more => write!(
+                f,
+                "the request is refused for {more} reasons: {}",
+                self.first
+            ),
         }
     }
 }

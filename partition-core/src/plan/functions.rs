@@ -43,7 +43,8 @@ impl<'a> Machine<'a> {
             .filter(move |entry| entry.function == function)
     }
 
-    fn windows_of(&self, function: PciFunction) -> impl Iterator<Item = PhysRange> {
+    /// Where the registers of a function are; of a bridge, what it forwards.
+    pub fn windows_of(&self, function: PciFunction) -> impl Iterator<Item = PhysRange> + use<'a> {
         self.windows
             .iter()
             .filter(move |window| window.function == function)
@@ -53,9 +54,7 @@ impl<'a> Machine<'a> {
     fn ecam(&self, function: PciFunction) -> Option<PhysRange> {
         let bus = function.requester.bus();
         let window = self.ecam.iter().find(|window| {
-            window.segment == function.segment
-                && window.first_bus <= bus
-                && bus <= window.last_bus
+            window.segment == function.segment && window.first_bus <= bus && bus <= window.last_bus
         })?;
         let base = window.base.checked_add(u64::from(bus) << ECAM_BUS_SHIFT)?;
         PhysRange::new(base, 1 << ECAM_BUS_SHIFT).ok()

@@ -172,7 +172,7 @@ pub struct Unit {
     pub usable: bool,
     /// It can remap interrupts.
     pub interrupt_remapping: bool,
-    /// How many levels its tables have: 3 to 6.
+    /// How many levels of tables its driver uses: 3 to 6.
     pub levels: u8,
     /// The largest page that its tables can hold.
     pub largest_page: PageSize,

@@ -16,8 +16,7 @@ const TRAMPOLINE_FIRST: PhysAddr = PhysAddr(0x1000);
 /// Vectors A0h to BFh of a start-up message are reserved: legacy video memory begins here.
 const TRAMPOLINE_END: PhysAddr = PhysAddr(0xa_0000);
 /// Where devices send interrupts to.
-const INTERRUPTS: PhysRange =
-    PhysRange::from_bounds(PhysAddr(0xfee0_0000), PhysAddr(0xfef0_0000));
+const INTERRUPTS: PhysRange = PhysRange::from_bounds(PhysAddr(0xfee0_0000), PhysAddr(0xfef0_0000));
 
 impl<'a> Machine<'a> {
     /// Why a region cannot be given away; `range` is the part of it that was asked for.
@@ -81,14 +80,9 @@ impl<'a> Draft<'a> {
             self.findings.refuse(Reason::MemoryTooSmall { have, need });
         }
         self.trampoline();
-        for index in 0..self.plan.memory.len() {
-            if let Some(&range) = self.plan.memory.get(index) {
-                self.map(range, MapReason::Memory);
-            }
-        }
-        if let Some(page) = self.plan.trampoline
-            && let Ok(range) = PhysRange::new(page, FRAME_SIZE)
-        {
+        let trampoline = self.plan.trampoline;
+        let trampoline = trampoline.and_then(|page| PhysRange::new(page, FRAME_SIZE).ok());
+        for range in self.plan.memory.clone().into_iter().chain(trampoline) {
             self.map(range, MapReason::Memory);
         }
     }
@@ -185,31 +179,30 @@ impl<'a> Draft<'a> {
     }
 
     fn trampoline(&mut self) {
-        let page = match self.request.trampoline {
-            Trampoline::None => return,
-            Trampoline::At(page) => {
-                let inside = page >= TRAMPOLINE_FIRST && page < TRAMPOLINE_END;
-                match PhysRange::new(page, FRAME_SIZE) {
-                    Ok(range) if inside && page.is_aligned_to(FRAME_SIZE) => {
-                        self.refuse_blocked(range);
-                        if self.plan.memory.iter().any(|other| other.overlaps(range)) {
-                            self.findings.refuse(Reason::MemoryTwice { range });
-                        }
-                        Some(page)
-                    }
-                    _ => None,
+        match self.request.trampoline {
+            Trampoline::None => {}
+            Trampoline::At(page) => self.take_trampoline(page),
+            Trampoline::Any => {
+                self.plan.trampoline = self.search_trampoline();
+                if self.plan.trampoline.is_none() {
+                    self.findings.refuse(Reason::TrampolineNotFound);
                 }
             }
-            Trampoline::Any => self.search_trampoline(),
-        };
-        self.plan.trampoline = page;
-        if page.is_none() {
-            let page = match self.request.trampoline {
-                Trampoline::At(page) => Some(page),
-                _ => None,
-            };
-            self.findings.refuse(Reason::Trampoline { page });
         }
+    }
+
+    fn take_trampoline(&mut self, page: PhysAddr) {
+        let range = PhysRange::from_bounds(page, PhysAddr(page.0.saturating_add(FRAME_SIZE)));
+        let possible = page >= TRAMPOLINE_FIRST && page < TRAMPOLINE_END;
+        if !possible || !page.is_aligned_to(FRAME_SIZE) {
+            self.findings.refuse(Reason::Trampoline { range });
+            return;
+        }
+        self.refuse_blocked(range);
+        if self.plan.memory.iter().any(|other| other.overlaps(range)) {
+            self.findings.refuse(Reason::MemoryTwice { range });
+        }
+        self.plan.trampoline = Some(page);
     }
 
     fn search_trampoline(&self) -> Option<PhysAddr> {
@@ -290,7 +283,9 @@ impl<'a> Draft<'a> {
         // Each step passes a border of something for good.
         while at < range.end() {
             let own = self.plan.memory.iter().any(|memory| memory.contains(at));
-            let mut here = regions().filter(|region| region.range.contains(at)).peekable();
+            let mut here = regions()
+                .filter(|region| region.range.contains(at))
+                .peekable();
             let firmware =
                 here.peek().is_some() && here.all(|region| region.owner == Owner::Firmware);
             if !own && !firmware {

@@ -5,6 +5,65 @@
 //! [`Findings`]: *refusals*, which mean that there is no plan, and *warnings*, which do not.
 //!
 //! The groups of functions that cannot be kept apart come from [`alias`].
+//!
+//! Plan and findings live on the caller's stack, with about 5 KiB each.
+//!
+//! ```
+//! use handoff_abi::{ApicId, Owner, PartitionId, PhysAddr, PhysRange};
+//! use partition_core::plan::*;
+//!
+//! let prime = Owner::Partition(PartitionId(1));
+//! let cpu = |id| Cpu {
+//!     apic_id: ApicId(id),
+//!     core: id,
+//!     is_bsp: id == 0,
+//!     runs_prime: id == 0,
+//!     features: 0,
+//!     microcode: 0,
+//!     owner: prime,
+//! };
+//! let machine = Machine {
+//!     prime: PartitionId(1),
+//!     cpus: &[cpu(0), cpu(1)],
+//!     memory: &[MemoryRegion {
+//!         range: PhysRange::from_bounds(PhysAddr(0), PhysAddr(1 << 30)),
+//!         kind: MemoryKind::Usable,
+//!         owner: prime,
+//!     }],
+//!     functions: &[],
+//!     reservations: &[],
+//!     units: &[],
+//!     windows: &[],
+//!     ecam: &[],
+//!     singletons: &[],
+//!     budget: Budget { table_pages: 0, ledger_slots: 16, interrupt_handles: 0, domain: None },
+//! };
+//! let mut request = Request {
+//!     partition: PartitionId(2),
+//!     name: "beta",
+//!     cpus: CpuRequest::Count(1),
+//!     memory: MemoryRequest::Bytes {
+//!         length: 64 << 20,
+//!         alignment: 2 << 20,
+//!         below: PhysAddr(1 << 32),
+//!     },
+//!     least_memory: 0,
+//!     trampoline: Trampoline::Any,
+//!     functions: &[],
+//!     singletons: &[],
+//!     accept_unfenced: false,
+//!     strict: true,
+//! };
+//! let mut findings = Findings::new();
+//! let plan = plan(&machine, &request, &mut findings)?;
+//! assert_eq!(plan.cpus(), [ApicId(1)]);
+//! assert_eq!(plan.memory(), [PhysRange::new(PhysAddr(2 << 20), 64 << 20).unwrap()]);
+//!
+//! request.cpus = CpuRequest::These(&[ApicId(0)]);
+//! partition_core::plan::plan(&machine, &request, &mut findings).unwrap_err();
+//! assert_eq!(findings.refusals()[0].to_string(), "the prime runs on processor 0");
+//! # Ok::<(), Refused>(())
+//! ```
 
 #![cfg_attr(
     not(test),
@@ -126,22 +185,39 @@ impl Draft<'_> {
 
     fn singletons(&mut self) {
         for (index, &number) in self.request.singletons.iter().enumerate() {
-            if self.request.singletons.iter().take(index).any(|&n| n == number) {
+            if self
+                .request
+                .singletons
+                .iter()
+                .take(index)
+                .any(|&n| n == number)
+            {
                 self.findings.refuse(Reason::SingletonTwice { number });
                 continue;
             }
             let mut found = false;
-            for singleton in self.machine.singletons.iter().filter(|s| s.number == number) {
+            for singleton in self
+                .machine
+                .singletons
+                .iter()
+                .filter(|s| s.number == number)
+            {
                 found = true;
                 let owner = singleton.owner;
                 if !self.machine.may_give(owner) {
-                    self.findings.refuse(Reason::SingletonTaken { number, owner });
+                    self.findings
+                        .refuse(Reason::SingletonTaken { number, owner });
                 }
             }
             if !found {
                 self.findings.refuse(Reason::SingletonMissing { number });
             }
-            push(&mut self.plan.singletons, number, List::Singletons, self.findings);
+            push(
+                &mut self.plan.singletons,
+                number,
+                List::Singletons,
+                self.findings,
+            );
         }
     }
 }

@@ -1,0 +1,81 @@
+//! How a kernel comes into being: through PVH on the first processor of a fresh machine, or entered
+//! in 64-bit mode as a successor.
+
+mod arch;
+mod info;
+mod note;
+
+pub use info::{BootInfo, Module};
+pub use note::BatonNote;
+
+use handoff_abi::PhysAddr;
+
+/// Link address less physical address of an image that came through PVH.
+pub const PVH_OFFSET: u64 = 0xffff_ffff_8000_0000;
+
+/// How the kernel was entered. In both cases interrupts are off, the stack is the image's boot
+/// stack, and page tables of somebody else's are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Through the PVH note. The first 4 GiB are mapped at their physical addresses and the
+    /// image at its link address.
+    Pvh {
+        /// Where the start info is.
+        start_info: PhysAddr,
+    },
+    /// At `_successor_start`.
+    Successor {
+        /// RDI at entry.
+        argument: u64,
+    },
+}
+
+/// Where the parts of the kernel's image are linked. `text`, `rodata` and `data` (which includes
+/// .bss) begin and end at page boundaries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// First address of the image and of its code.
+    pub start: u64,
+    /// End of the code, start of the read-only data.
+    pub text_end: u64,
+    /// End of the read-only data, start of the data.
+    pub rodata_end: u64,
+    /// The page below the boot stack, which stays unmapped.
+    pub stack_guard: u64,
+    /// End of the image.
+    pub end: u64,
+    /// The code of Baton's libraries: start and end.
+    pub baton_text: (u64, u64),
+}
+
+impl Image {
+    /// This kernel's.
+    #[must_use]
+    pub fn own() -> Self {
+        arch::image()
+    }
+
+    /// Bytes of the image in memory.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// Names the function that the kernel begins in: `fn(Entry) -> !`.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        #[unsafe(no_mangle)]
+        extern "C" fn kernel_entry(kind: u64, argument: u64) -> ! {
+            let main: fn($crate::boot::Entry) -> ! = $main;
+            main(if kind == 0 {
+                $crate::boot::Entry::Pvh {
+                    start_info: $crate::PhysAddr(argument),
+                }
+            } else {
+                $crate::boot::Entry::Successor { argument }
+            })
+        }
+    };
+}

@@ -1,0 +1,214 @@
+//! Attacks on the fence, by this kernel's own device: each attempt is one line, and each must leave
+//! one fault record with the steward.
+
+use alloc::vec::Vec;
+
+use handoff_abi::{FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange};
+use iommu::{Access, Fault};
+
+use super::devices;
+use super::handover::{ask, message};
+use super::kernel::{Failure, Kernel, copy_in, copy_out, failure};
+use super::own_devices::EDUS;
+use crate::edu::Direction;
+use crate::{clock, interrupts, println};
+
+/// Bytes of one attempt.
+const LENGTH: usize = 64;
+/// How long an interrupt may take, in microseconds.
+const INTERRUPT: u64 = 200_000;
+/// How long the device may take for one DMA.
+const DMA: u64 = 2_000_000;
+/// What an attempt's bytes are.
+const CANARY: u8 = 0xc5;
+
+/// Drains the unit's fault records into a message: how many, and the first.
+pub fn drain(kernel: &mut Kernel) -> Result<Message, Failure> {
+    let mut first: Option<Fault> = None;
+    let count = kernel.unit()?.drain_faults(|fault| {
+        first.get_or_insert(fault);
+    })?;
+    let mut reply = [message::DRAINED, count.records.into(), 0, 0, 0, 0, 0, 0];
+    if let Some(fault) = first {
+        reply[2] = fault.source.0.into();
+        reply[3] = fault.address().unwrap_or(0);
+        reply[4] = fault.code.into();
+        reply[5] = fault.access().is_some_and(|access| access.contains(Access::WRITE)).into();
+        println!("@fault source={} address={:#x} code={} text=\"{fault}\"", fault.source, reply[3], fault.code);
+    }
+    Ok(reply)
+}
+
+/// What the steward says of the fault records since the last time.
+fn drained(kernel: &mut Kernel) -> Result<Message, Failure> {
+    match kernel.prime {
+        Some(prime) if kernel.unit.is_none() => {
+            ask(kernel, prime, &[message::DRAIN, 0, 0, 0, 0, 0, 0, 0], message::DRAINED)
+        }
+        _ => drain(kernel),
+    }
+}
+
+struct Target {
+    name: &'static str,
+    address: PhysAddr,
+}
+
+fn targets(kernel: &Kernel) -> Vec<Target> {
+    let page = |range: PhysRange, offset: u64| PhysAddr(range.base().0 + offset);
+    let other = match (kernel.prime, &kernel.successor) {
+        (Some(prime), _) => Some(prime),
+        (None, Some(launched)) => Some(launched.partition),
+        (None, None) => None,
+    };
+    let mut all = Vec::new();
+    let mut add = |name, address| all.push(Target { name, address });
+    if let Some(other) = other {
+        if let Some(memory) = kernel.memory_of(Owner::Partition(other)).last() {
+            add("foreign-memory", PhysAddr(memory.base().0 + memory.length() / 2));
+        }
+    }
+    add("workload", page(PhysRange::from_bounds(kernel.workload.base, kernel.workload.base), 0));
+    add("ledger", page(kernel.baton.ledger, 0));
+    add("handoff", page(kernel.baton.handoff, 0));
+    for (name, offset) in [("iommu-tables", 0), ("iommu-tables", 0x4000), ("iommu-tables", 0x8000)] {
+        add(name, page(kernel.baton.iommu, offset));
+    }
+    add("unit-registers", PhysAddr(0xfed9_0000));
+    if let Some(bar) = foreign_bar(kernel) {
+        add("foreign-bar", bar);
+    }
+    add("beyond-memory", PhysAddr(1 << 38));
+    all
+}
+
+/// A BAR that is not this partition's: a device of the other one where this kernel can see it, and
+/// the workload's network device otherwise.
+fn foreign_bar(kernel: &Kernel) -> Option<PhysAddr> {
+    if let Some(launched) = &kernel.successor {
+        let planned = launched.plan.functions().last()?;
+        let device = devices::function(planned.function).ok()?;
+        return device.bar(0).map(|bar| bar.address);
+    }
+    Some(super::work::register()).filter(|register| register.0 != 0)
+}
+
+/// Attacks with this kernel's first `edu` device.
+pub fn attack(kernel: &mut Kernel) -> Result<(), Failure> {
+    let targets = targets(kernel);
+    let (source, own) = {
+        let edus = EDUS.lock();
+        let (function, _) = edus.first().ok_or_else(|| failure!("there is no device to attack with"))?;
+        (*function, function.requester)
+    };
+    let scratch = kernel
+        .memory
+        .take(FRAME_SIZE, FRAME_SIZE, u64::MAX)
+        .ok_or_else(|| failure!("there is no memory to attack with"))?;
+    let scratch = scratch.base();
+    let _ = drained(kernel)?;
+    let mut attempts = 0_u32;
+    let mut blocked = 0_u32;
+    for target in &targets {
+        for direction in [Direction::ToMemory, Direction::FromMemory] {
+            attempts += 1;
+            let write = direction == Direction::ToMemory;
+            let kept = attempt(scratch, target.address, direction)?;
+            let faults = drained(kernel)?;
+            let recorded = faults[1] == 1
+                && faults[2] == u64::from(own.0)
+                && faults[3] >> 12 == target.address.0 >> 12
+                && (faults[5] == 1) == write;
+            let held = kept && recorded;
+            blocked += u32::from(held);
+            println!(
+                "@attempt n={attempts} kind={} by={source} target={} address={:#x} blocked={} fault={} source={:#06x} reason={}",
+                if write { "write" } else { "read" },
+                target.name,
+                target.address.0,
+                if held { "yes" } else { "no" },
+                if recorded { "yes" } else { "no" },
+                faults[2],
+                faults[4]
+            );
+        }
+    }
+    interrupts(kernel, &mut attempts, &mut blocked)?;
+    println!("@attacked attempts={attempts} blocked={blocked}");
+    Ok(())
+}
+
+/// One DMA. Whether nothing came through, as far as the device can tell: what it read into its
+/// buffer is not what is at the address.
+fn attempt(scratch: PhysAddr, address: PhysAddr, direction: Direction) -> Result<bool, Failure> {
+    let mut edus = EDUS.lock();
+    let (_, edu) = edus.first_mut().ok_or_else(|| failure!("there is no device to attack with"))?;
+    let length = LENGTH as u64;
+    // SAFETY: the scratch page is this kernel's, mapped, and nothing else is in it.
+    unsafe { copy_in(scratch, &[CANARY; LENGTH]) };
+    edu.dma(Direction::FromMemory, scratch.0, 0, length, DMA)?;
+    edu.dma(direction, address.0, 0, length, DMA)?;
+    if direction == Direction::ToMemory {
+        return Ok(true);
+    }
+    edu.dma(Direction::ToMemory, scratch.0, 0, length, DMA)?;
+    // SAFETY: as above.
+    let read = unsafe { copy_out(PhysRange::from_bounds(scratch, PhysAddr(scratch.0 + length))) };
+    // QEMU hands zeros to a device whose read was blocked, or leaves its buffer; anything else would
+    // be what is at the address.
+    Ok(read.iter().all(|&byte| byte == CANARY || byte == 0))
+}
+
+/// Raises interrupts: with the device's own entry, which must come, and with every other entry this
+/// kernel knows of, which must not.
+fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Result<(), Failure> {
+    let (function, own) = {
+        let edus = EDUS.lock();
+        let (function, _) = edus.first().ok_or_else(|| failure!("there is no device to attack with"))?;
+        let own = kernel.handles.iter().find(|handle| handle.function == *function).copied();
+        (*function, own.ok_or_else(|| failure!("{function} has no interrupt entry"))?)
+    };
+    let vector = own.vector as u8;
+    if !raises(&own, vector)? {
+        return Err(failure!("the device's own interrupt does not come"));
+    }
+    let theirs = kernel.successor.as_ref().map(|launched| launched.handles.clone());
+    let foreign: Vec<InterruptHandle> = kernel
+        .handles
+        .iter()
+        .copied()
+        .chain(theirs.into_iter().flatten())
+        .filter(|handle| handle.function != function)
+        .collect();
+    for handle in foreign {
+        *attempts += 1;
+        let forged = InterruptHandle { function, message: 0, ..handle };
+        // Entries of this kernel's other devices raise a vector that is counted here; those of
+        // other kernels are watched from outside.
+        let came = raises(&forged, handle.vector as u8)?;
+        *blocked += u32::from(!came);
+        println!(
+            "@attempt n={attempts} kind=interrupt by={function} target=handle-{} address={:#x} vector={:#x} destination={} blocked={} fault=no",
+            handle.handle,
+            handle.message_address.0,
+            handle.vector,
+            handle.destination,
+            if came { "no" } else { "yes" }
+        );
+    }
+    // SAFETY: the device has MSI only, no table.
+    unsafe { devices::set_message(&own) }?;
+    Ok(())
+}
+
+fn raises(handle: &InterruptHandle, vector: u8) -> Result<bool, Failure> {
+    // SAFETY: the device has MSI only, no table.
+    unsafe { devices::set_message(handle) }?;
+    let before = interrupts::count(vector);
+    let mut edus = EDUS.lock();
+    let (_, edu) = edus.first_mut().ok_or_else(|| failure!("there is no device to attack with"))?;
+    edu.raise(1);
+    let came = clock::wait_until(INTERRUPT, || interrupts::count(vector) != before);
+    edu.acknowledge();
+    Ok(came)
+}

@@ -1,0 +1,226 @@
+//! The control processor: it follows the console, the mailboxes and the protocol.
+
+use alloc::boxed::Box;
+use alloc::vec;
+
+use handoff_abi::{Owner, PhysAddr, PhysRange, resource, state};
+use partition_core::plan::FunctionRequest;
+
+use super::handover::{self, Manner, message};
+use super::inventory::{Inventory, Wish, next_partition};
+use super::kernel::{Failure, KERNEL, Kernel, failure};
+use super::processors::{self, Role, role};
+use super::serving::{self, Order};
+use super::{attack, launch, reclaim};
+use crate::cpu::{apic_id, wait_for_interrupt};
+use crate::{apic, clock, console, interrupts, println};
+
+/// The vector of the control processor's tick.
+const TICK_VECTOR: u8 = 0xf1;
+/// How often the control processor looks, in microseconds.
+const TICK: u64 = 1000;
+
+/// Says who is there, once its console is ready.
+pub fn announce(kernel: &Kernel) {
+    let owner = kernel.owner();
+    let memory: u64 = kernel.memory_of(owner).iter().map(|range| range.length()).sum();
+    println!(
+        "@up kernel={} letter={} abi={} partition={} cpus={} memory={memory} tsc_hertz={}",
+        kernel.config.name,
+        char::from(kernel.config.letter),
+        kernel.config.speaks.newest,
+        kernel.me,
+        kernel.cpus_of(owner).len(),
+        clock::hertz()
+    );
+}
+
+/// The control loop, until the processor's role is another.
+pub fn run() {
+    let Some(mut kernel) = KERNEL.lock().take() else {
+        wait_for_interrupt(|| false);
+        return;
+    };
+    apic::start_tick(TICK_VECTOR, TICK);
+    owners(&kernel, "now");
+    while role(apic_id()) == Role::Control {
+        kernel.status.beat();
+        follow(&mut kernel);
+        if let Some(line) = console::read_line() {
+            command(&mut kernel, line.trim());
+        }
+        let ticks = interrupts::count(TICK_VECTOR);
+        wait_for_interrupt(|| interrupts::count(TICK_VECTOR) != ticks);
+    }
+    apic::start_tick(TICK_VECTOR, 0);
+    put_back(kernel);
+}
+
+/// Leaves the kernel to the processor that has the control role now.
+fn put_back(kernel: Box<Kernel>) {
+    *KERNEL.lock() = Some(kernel);
+    for cpu in processors::present() {
+        if role(cpu) == Role::Control {
+            processors::wake(cpu);
+        }
+    }
+}
+
+/// What happens without anybody asking: messages of the other kernels, and the commit.
+fn follow(kernel: &mut Kernel) {
+    for peer in handover::peers(kernel).into_iter().flatten() {
+        if let Err(error) = handover::answer(kernel, peer) {
+            println!("@trouble text=\"{error}\"");
+        }
+    }
+    if serving::order() == Order::Held {
+        if !kernel.held {
+            kernel.held = true;
+            println!("@committed partition={}", kernel.me);
+        }
+    } else {
+        kernel.held = false;
+    }
+    if handover::has_come(kernel) {
+        let (_, committed, served) = serving::times();
+        let took = clock::nanoseconds(served.wrapping_sub(committed));
+        if let Err(error) = reclaim::take_up(kernel) {
+            println!("@trouble text=\"{error}\"");
+        }
+        println!("@serving kernel={} swap={} commit_to_service_ns={took}", kernel.config.name, kernel.swaps);
+        owners(kernel, "served");
+    }
+}
+
+fn command(kernel: &mut Kernel, line: &str) {
+    let mut words = line.split_ascii_whitespace();
+    let word = words.next().unwrap_or("");
+    let rest: vec::Vec<&str> = words.collect();
+    let result = obey(kernel, word, &rest);
+    match &result {
+        Ok(()) => println!("@done command={word} result=ok"),
+        Err(error) => println!("@done command={word} result=failed text=\"{error}\""),
+    }
+    if result.is_ok() && word == "handover" && kernel.steward.is_none() && !rest.contains(&"stay") {
+        owners(kernel, "retired");
+        handover::retire(kernel);
+    }
+}
+
+fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
+    match word {
+        "status" => {
+            announce(kernel);
+            owners(kernel, "now");
+            Ok(())
+        }
+        "help" => {
+            println!("status, plan [NAME], launch IMAGE [KEY=VALUE ...], undo, attack, handover [inspect] [stay], return, reclaim, go");
+            Ok(())
+        }
+        "plan" => plan(kernel, rest.first().copied().unwrap_or("good")),
+        "launch" => {
+            let name = rest.first().ok_or_else(|| failure!("launch what?"))?;
+            let wish = usual(kernel)?;
+            let line = rest.get(1..).unwrap_or(&[]).join(" ");
+            launch::launch(kernel, name, &wish, &line)?;
+            owners(kernel, "launched");
+            Ok(())
+        }
+        "undo" => launch::undo(kernel),
+        "attack" => attack::attack(kernel),
+        "handover" => {
+            let next = kernel
+                .successor
+                .as_ref()
+                .map(|launched| launched.partition)
+                .ok_or_else(|| failure!("there is nobody to hand over to"))?;
+            let manner = Manner { inspect: rest.contains(&"inspect"), stay: rest.contains(&"stay") };
+            handover::hand_over(kernel, next, manner)?;
+            if manner.stay {
+                kernel.status.enter(state::STANDBY, clock::tsc());
+                serving::give(Order::Stand);
+            }
+            Ok(())
+        }
+        "return" => {
+            let from = kernel
+                .successor
+                .as_ref()
+                .map(|launched| launched.partition)
+                .ok_or_else(|| failure!("there is nobody to take the service back from"))?;
+            handover::send(kernel, from, &[message::RETURN, 0, 0, 0, 0, 0, 0, 0])
+        }
+        "reclaim" => {
+            reclaim::reclaim(kernel)?;
+            owners(kernel, "reclaimed");
+            Ok(())
+        }
+        "go" => {
+            serving::give(Order::Serve);
+            processors::wake(kernel.service_cpu);
+            Ok(())
+        }
+        other => Err(failure!("there is no command '{other}'")),
+    }
+}
+
+fn usual(kernel: &mut Kernel) -> Result<Wish<'static>, Failure> {
+    let inventory = Inventory::take(kernel)?;
+    Ok(Wish::usual(kernel, "successor", &inventory.topology))
+}
+
+/// Dry runs: the usual plan, and three that are refused.
+fn plan(kernel: &mut Kernel, name: &str) -> Result<(), Failure> {
+    let mut wish = usual(kernel)?;
+    match name {
+        "good" => {}
+        "overlap" => {
+            let baton = kernel.baton.ledger.base().0 & !0x1f_ffff;
+            wish.ranges = vec![PhysRange::new(PhysAddr(baton), 512 << 20)?];
+        }
+        "shared-requester" => {
+            let inventory = Inventory::take(kernel)?;
+            let shared = inventory
+                .topology
+                .of_device(0x1234, 0x11e8)
+                .find(|&function| !inventory.topology.is_alone(function))
+                .ok_or_else(|| failure!("no device shares a requester id"))?;
+            wish.functions = vec![FunctionRequest { function: shared, interrupts: 1 }];
+        }
+        "own-cpu" => wish.cpus = vec![kernel.service_cpu, apic_id()],
+        other => return Err(failure!("there is no plan '{other}'")),
+    }
+    let free = next_partition(kernel);
+    println!("plan '{name}' for partition {free}");
+    launch::dry_run(kernel, &wish)
+}
+
+/// Who owns each processor, each range of memory and each device.
+fn owners(kernel: &Kernel, phase: &str) {
+    let Some(view) = kernel.view() else {
+        return;
+    };
+    for entry in view.entries() {
+        let kind = match entry.kind {
+            resource::CPU => "cpu",
+            resource::MEMORY => "memory",
+            resource::FUNCTION => "device",
+            resource::WORKLOAD => "workload",
+            resource::SINGLETON => "singleton",
+            _ => continue,
+        };
+        let (who, number) = match entry.word.owner {
+            Owner::Firmware => ("firmware", 0),
+            Owner::Partition(partition) => ("partition", partition.0),
+            Owner::Workload(workload) => ("workload", workload.0),
+            Owner::Parked => ("parked", 0),
+            Owner::Quarantined => ("quarantined", 0),
+            Owner::Baton => ("baton", 0),
+        };
+        println!(
+            "@owner phase={phase} kind={kind} base={:#x} length={:#x} owner={who}-{number}",
+            entry.base, entry.length
+        );
+    }
+}

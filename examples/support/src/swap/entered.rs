@@ -1,0 +1,296 @@
+//! A launched kernel: from the handoff to `READY`.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
+use handoff_abi::{
+    Clock, Console, Cpu, Ecam as EcamRecord, Exchange, Extent, Firmware, Handoff, HandoffError,
+    Function, Header, InterruptHandle, Ledger, Memory, PhysAddr, PhysRange, Platform, Workload, purpose, state, stated_length,
+};
+use partition_core::baton::Baton;
+use partition_core::park::ParkArea;
+use partition_core::trampoline::Trampoline;
+use partition_core::watch::OwnStatus;
+
+use super::bring_up::{Start, bring_up, set_clock};
+use super::kernel::{Config, Failure, KERNEL, Kernel, failure, page_of, shared};
+use super::launch::{LOADED, timing};
+use super::misbehave::{Misbehaviour, Point};
+use super::processors::{self, Role};
+use super::serving::{self, Order};
+use super::{command_line, control, devices, domain_of, first, own_devices, work};
+use crate::boot::Image;
+use crate::paging::{Access, AddressSpace};
+use crate::pci::Ecam;
+use crate::{clock, console, cpu, mmio, println};
+
+/// The console a kernel complains on when it cannot learn which is its own.
+const LAST_RESORT: u16 = 0x2f8;
+/// The longest handoff these kernels read.
+const LONGEST: usize = 8192;
+/// The kernel's own number, in the exchange, for a start that failed.
+const BRING_UP_FAILED: u32 = 1;
+
+/// Enters as a successor; `argument` is where the handoff is said to be.
+///
+/// # Safety
+/// Called once, from the successor's entry, on its first processor, in the state of `docs/entry.md`.
+pub unsafe fn enter(config: &'static Config, argument: u64) -> ! {
+    let at = PhysAddr(argument);
+    let mut copy = [0_u8; LONGEST];
+    // SAFETY: the entry tables map the baton at its physical address.
+    let parsed = match unsafe { copy_handoff(at, &mut copy) } {
+        Ok(length) => Handoff::parse(copy.get(..length).unwrap_or(&[]), at, &config.speaks),
+        Err(error) => Err(error),
+    };
+    let found = parsed.map_err(Failure::from_error).and_then(|handoff| {
+        let baton = Baton::find(&handoff).map_err(Failure::from_error)?;
+        Ok((handoff, baton))
+    });
+    let (handoff, baton) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            // SAFETY: the second UART of a PC is at this port. Whose it is cannot be known here,
+            // and one line on the wrong console is better than none on any.
+            unsafe { console::init(LAST_RESORT) };
+            println!("@handoff-refused kernel={} text=\"{}\"", config.name, error.0);
+            cpu::halt_forever()
+        }
+    };
+    let port = handoff.first::<Console>().map_or(LAST_RESORT, |console| console.port as u16);
+    // SAFETY: the handoff gives this kernel the UART at that port.
+    unsafe { console::init(port) };
+    // SAFETY: the entry tables map the baton at its physical address, and the exchange is made of
+    // atomics.
+    let exchange: &'static Exchange = unsafe { shared(baton.exchange) };
+    let Some(status) = OwnStatus::new(exchange, handoff.header().reader) else {
+        cpu::halt_forever()
+    };
+    let misbehaviour = Misbehaviour::of(command_line::of(&handoff));
+    misbehaviour.at(Point::Launched, &status);
+    status.enter(state::ENTERED, clock::tsc());
+    println!(
+        "@entered kernel={} partition={} version={} bytes={}",
+        config.name,
+        handoff.header().reader,
+        handoff.header().version,
+        handoff.header().length
+    );
+    misbehaviour.at(Point::Entered, &status);
+    // SAFETY: as for this function.
+    match unsafe { come_up(config, &handoff, baton, misbehaviour) } {
+        Ok(()) => processors::run_first(cpu::apic_id(), Role::Control),
+        Err(error) => {
+            println!("@failed kernel={} text=\"{error}\"", config.name);
+            status.fail(BRING_UP_FAILED, 0);
+            cpu::halt_forever()
+        }
+    }
+}
+
+/// Copies the handoff at `at` out, as long as it says that it is, and says how long that was.
+///
+/// # Safety
+/// The handoff's place, [`LONGEST`] bytes, is mapped in the window.
+unsafe fn copy_handoff(at: PhysAddr, into: &mut [u8; LONGEST]) -> Result<usize, HandoffError> {
+    let mut copied = 0;
+    let mut copy_to = |end: usize, into: &mut [u8; LONGEST]| {
+        for (offset, byte) in (0_u64..).zip(into.iter_mut()).take(end).skip(copied) {
+            // SAFETY: inside the place, by the caller's promise; volatile, because the other side
+            // may still write.
+            *byte = unsafe { mmio::pointer(PhysAddr(at.0 + offset)).read_volatile() };
+        }
+        copied = end;
+    };
+    let head = Header::LENGTH_V0_1 as usize;
+    copy_to(head, into);
+    let length = stated_length(into.get(..head).unwrap_or(&[]))?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX).min(LONGEST);
+    copy_to(length, into);
+    Ok(length)
+}
+
+/// Reads the filtered tables.
+struct Window(Vec<PhysRange>);
+
+impl ReadPhys for Window {
+    type Error = PhysAddr;
+
+    fn read(&self, at: PhysAddr, into: &mut [u8]) -> Result<(), PhysAddr> {
+        let wanted = PhysRange::new(at, into.len() as u64).map_err(|_| at)?;
+        if !self.0.iter().any(|range| range.contains_range(wanted)) {
+            return Err(at);
+        }
+        for (offset, byte) in (0_u64..).zip(into) {
+            // SAFETY: the window maps all ranges of the list.
+            *byte = unsafe { mmio::pointer(PhysAddr(at.0 + offset)).read_volatile() };
+        }
+        Ok(())
+    }
+}
+
+/// # Safety
+/// As for [`enter`].
+unsafe fn come_up(
+    config: &'static Config,
+    handoff: &Handoff<'_>,
+    baton: Baton,
+    misbehaviour: Misbehaviour,
+) -> Result<(), Failure> {
+    let me = handoff.header().reader;
+    let record = |name: &str| failure!("the handoff has no {name}");
+    let workload = handoff.first::<Workload>().ok_or_else(|| record("workload"))?;
+    let trampoline_page = handoff
+        .records::<Extent>()
+        .find(|extent| extent.purpose == purpose::TRAMPOLINE)
+        .ok_or_else(|| record("trampoline"))?
+        .base;
+    let modules = handoff
+        .records::<Extent>()
+        .find(|extent| extent.purpose == purpose::MODULES)
+        .map_or(Ok(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0))), |extent| {
+            PhysRange::new(extent.base, extent.length)
+        })?;
+    let mut start = Start::default();
+    for memory in handoff.records::<Memory>() {
+        let range = PhysRange::new(memory.base, memory.length)?;
+        match memory.kind {
+            1 => drop(start.free.push(range)),
+            LOADED => drop(start.window.push((range, Access::Data))),
+            _ => {}
+        }
+    }
+    let mut readable = Vec::new();
+    for extent in baton.extents() {
+        let range = PhysRange::new(extent.base, extent.length)?;
+        let _ = start.window.push((range, Access::Data));
+    }
+    let _ = start.window.push((page_of(trampoline_page), Access::Data));
+    let _ = start.identity.push(page_of(trampoline_page));
+    let _ = start.identity.push(baton.park);
+    // SAFETY: the entry tables are in force and nobody changes them.
+    let physical = unsafe { AddressSpace::current() }
+        .translate(Image::own().start)
+        .ok_or_else(|| failure!("the image is not mapped"))?;
+    // SAFETY: the handoff was checked; the prime made the entry tables accordingly.
+    let footing = unsafe { bring_up(config, physical, &start) }?;
+    let hertz = handoff.first::<Clock>().ok_or_else(|| record("clock"))?.tsc_hertz;
+    set_clock(hertz);
+
+    // SAFETY: the window maps the baton for good, and the areas are made of atomics.
+    let ledger: &'static Ledger = unsafe { shared(baton.ledger) };
+    // SAFETY: as above.
+    let exchange: &'static Exchange = unsafe { shared(baton.exchange) };
+    let status = OwnStatus::new(exchange, me).ok_or_else(|| failure!("there is no place"))?;
+    status.speak(handoff.header().version, config.speaks.features);
+    status.enter(state::NEGOTIATED, clock::tsc());
+    println!("@negotiated version={} features={}", handoff.header().version, config.speaks.features.bits());
+    misbehaviour.at(Point::Negotiated, &status);
+
+    let bootstrap = handoff.first::<Platform>().ok_or_else(|| record("platform"))?.bootstrap;
+    // SAFETY: the window maps the area for good; the first kernel made it.
+    let park = unsafe { ParkArea::adopt(mmio::pointer(baton.park.base()), baton.park.base()) }?;
+    // SAFETY: the page is this partition's, mapped, and its one processor has left it.
+    let trampoline = unsafe {
+        Trampoline::install(mmio::pointer(trampoline_page), trampoline_page, bootstrap, timing())
+    }?;
+    let mut kernel = Kernel {
+        config,
+        me,
+        version: handoff.header().version,
+        baton,
+        ledger,
+        exchange,
+        status,
+        park,
+        trampoline,
+        trampoline_page,
+        bootstrap,
+        space: footing.space,
+        frames: footing.frames,
+        memory: footing.memory,
+        steward: None,
+        unit: None,
+        unit_window: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
+        domain: domain_of(me),
+        workload,
+        functions: handoff.records::<Function>().map(|record| record.function).collect(),
+        handles: handoff.records::<InterruptHandle>().collect(),
+        successor: None,
+        launches: me.0,
+        prime: Some(handoff.header().writer),
+        modules,
+        swaps: handoff.header().swaps,
+        console: handoff.first::<Console>().ok_or_else(|| record("console"))?,
+        service_cpu: cpu::apic_id(),
+        held: false,
+        misbehaviour,
+    };
+    readable.push(kernel.baton.filtered);
+    smaller_machine(&mut kernel, handoff, readable)?;
+
+    processors::init(park);
+    let own = cpu::apic_id();
+    for cpu in handoff.records::<Cpu>() {
+        if cpu.apic_id != own {
+            first::start(&mut kernel, cpu.apic_id)?;
+            kernel.service_cpu = cpu.apic_id;
+        }
+    }
+    own_devices::take_up(&mut kernel)?;
+    work::adopt(&mut kernel)?;
+    serving::init(serving::Shared { ledger, exchange, me });
+    serving::give(Order::Stand);
+    processors::assign(kernel.service_cpu, Role::Service);
+    control::announce(&kernel);
+    kernel.status.enter(state::READY, clock::tsc());
+    *KERNEL.lock() = Some(Box::new(kernel));
+    misbehaviour.at(Point::Ready, &OwnStatus::new(exchange, me).ok_or_else(|| failure!("there is no place"))?);
+    Ok(())
+}
+
+/// Reads the filtered tables as any kernel would, and holds them against the handoff: exactly its
+/// processors, buses and memory.
+fn smaller_machine(kernel: &mut Kernel, handoff: &Handoff<'_>, readable: Vec<PhysRange>) -> Result<(), Failure> {
+    let firmware = handoff.first::<Firmware>().ok_or_else(|| failure!("the handoff has no firmware tables"))?;
+    let mut buffer = vec![0; 64 << 10];
+    let request = CaptureRequest::new(firmware.rsdp, SmbiosSource::None);
+    capture(&Window(readable), &request, &mut buffer)?;
+    let tables = Capture::parse(&buffer)?;
+    let madt = tables.madt().ok_or_else(|| failure!("the smaller machine has no MADT"))??;
+    let mut cpus: Vec<_> = madt.processors().map(|cpu| cpu.apic_id).collect();
+    let mut given: Vec<_> = handoff.records::<Cpu>().map(|cpu| cpu.apic_id).collect();
+    cpus.sort();
+    given.sort();
+    let mcfg = tables.mcfg().ok_or_else(|| failure!("the smaller machine has no MCFG table"))??;
+    let mut buses: Vec<_> = mcfg
+        .allocations()
+        .map(|allocation| (allocation.first_bus, allocation.last_bus))
+        .collect();
+    let mut given_buses: Vec<_> = handoff
+        .records::<EcamRecord>()
+        .map(|ecam| (ecam.first_bus, ecam.last_bus))
+        .collect();
+    buses.sort_unstable();
+    given_buses.sort_unstable();
+    println!(
+        "@filtered cpus={} buses={} dmar={} hpet={} agrees={}",
+        cpus.len(),
+        buses.len(),
+        tables.dmar().is_some(),
+        tables.hpet().is_some(),
+        cpus == given && buses == given_buses
+    );
+    if cpus != given || buses != given_buses || tables.dmar().is_some() {
+        return Err(failure!("the smaller machine is not the handoff's: processors {cpus:?}, buses {buses:?}"));
+    }
+    for allocation in mcfg.allocations() {
+        let range = allocation.memory().ok_or_else(|| failure!("configuration space lies nowhere"))?;
+        kernel.map(range, Access::Device)?;
+        // SAFETY: just mapped, for good.
+        devices::add(unsafe { Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus) });
+    }
+    Ok(())
+}

@@ -1,0 +1,348 @@
+//! The first kernel: from the firmware's machine to one with a baton, a ledger and a fence.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
+use handoff_abi::{
+    ApicId, Console, Exchange, InterruptTarget, Ledger, Owner, PartitionId,
+    PciFunction, PhysAddr, PhysRange, Workload as WorkloadRecord, WorkloadId, resource,
+};
+use iommu::Access as DmaAccess;
+use iommu::vtd::{self, Unit};
+use partition_core::baton::{Baton, Sizes};
+use partition_core::ledger::Steward;
+use partition_core::park::{self, ParkArea};
+use partition_core::trampoline::Trampoline;
+use partition_core::watch::OwnStatus;
+
+use super::bring_up::{Start, bring_up, set_clock};
+use super::inventory::{Bridge, Topology};
+use super::kernel::{Config, Failure, KERNEL, Kernel, Timer, dma_pieces, failure, page_of, shared, unit_parts};
+use super::launch::{function_number, handle_record, timing};
+use super::processors::{self, Role};
+use super::misbehave::Misbehaviour;
+use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, serving, work};
+use crate::boot::{BootInfo, Image, PVH_OFFSET};
+use crate::memory::Carver;
+use crate::paging::Access;
+use crate::{apic, clock, mmio, println};
+
+/// Who boots first.
+const FIRST: PartitionId = PartitionId(1);
+/// Room for the baton.
+const BATON: u64 = 1 << 20;
+const SIZES: Sizes = Sizes {
+    handoff: 64 << 10,
+    capture: 96 << 10,
+    filtered: 64 << 10,
+    iommu: 512 << 10,
+};
+/// Where the first kernel starts its processors from.
+const TRAMPOLINE: PhysAddr = PhysAddr(0x8000);
+const FOUR_GIB: u64 = 1 << 32;
+
+/// Reads firmware's tables through the window.
+struct Window<'a>(&'a [(PhysRange, u32)]);
+
+impl ReadPhys for Window<'_> {
+    type Error = PhysAddr;
+
+    fn read(&self, at: PhysAddr, into: &mut [u8]) -> Result<(), PhysAddr> {
+        for (offset, byte) in (0_u64..).zip(into) {
+            let address = at.checked_add(offset).ok_or(at)?;
+            if !self.0.iter().any(|(range, _)| range.contains(address)) {
+                return Err(address);
+            }
+            // SAFETY: the window maps all ranges of the list.
+            *byte = unsafe { mmio::pointer(address).read_volatile() };
+        }
+        Ok(())
+    }
+}
+
+/// Boots: the machine is this kernel's alone.
+///
+/// # Errors
+/// Where the machine is not one that can be shared; the sentence says why.
+///
+/// # Safety
+/// Called once, from the PVH entry, with what PVH passed.
+pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failure> {
+    let image = Image::own();
+    let physical = PhysAddr(image.start - PVH_OFFSET);
+    let image_range = PhysRange::from_bounds(physical, PhysAddr(image.end - PVH_OFFSET));
+    let mut free = Carver::new();
+    info.usable().for_each(|range| free.add(range));
+    free.reserve(image_range);
+    for module in &info.modules {
+        free.reserve(module.range);
+    }
+    let room = free
+        .take(BATON, park::ALIGNMENT, FOUR_GIB)
+        .ok_or_else(|| failure!("no room for the baton"))?;
+    let baton = Baton::lay_out(room, &SIZES)?;
+    let workload = free
+        .take(work::length(), 2 << 20, FOUR_GIB)
+        .ok_or_else(|| failure!("no room for the workload"))?;
+
+    let mut start = Start::default();
+    for &range in free.free() {
+        let _ = start.free.push(range);
+    }
+    for &(range, kind) in &info.memory {
+        // Firmware's own, and registers: SeaBIOS keeps the ACPI tables in such a range.
+        let access = if matches!(kind, 1 | 3 | 4) { Access::Data } else { Access::Device };
+        if range.end().0 <= FOUR_GIB {
+            let _ = start.window.push((range, access));
+        }
+    }
+    let _ = start.identity.push(page_of(TRAMPOLINE));
+    let _ = start.identity.push(baton.park);
+    // SAFETY: firmware's memory map says what is free; the image lies where PVH put it.
+    let footing = unsafe { bring_up(config, physical, &start) }?;
+    // SAFETY: every PC has the two 8259s, and nobody else runs yet.
+    unsafe { apic::mask_8259() };
+    for (range, kind) in &info.memory {
+        println!("memory {range} type {kind}");
+    }
+
+    // Capture, into the baton and from there on only from the baton.
+    let buffer = mmio::pointer(baton.capture.base());
+    // SAFETY: the extent is mapped, this kernel's alone until it launches a successor, and holds
+    // bytes.
+    let buffer = unsafe { core::slice::from_raw_parts_mut(buffer.as_ptr(), baton.capture.length() as usize) };
+    let request = CaptureRequest::new(info.rsdp, SmbiosSource::Scan);
+    let summary = capture(&Window(&info.memory), &request, buffer)?;
+    let captured = Capture::parse(buffer)?;
+    println!(
+        "@captured tables={} bad_checksum={} skipped={} bytes={}",
+        summary.sound, summary.bad_checksum, summary.skipped, summary.length
+    );
+    let fadt = captured.fadt().ok_or_else(|| failure!("there is no FADT"))??;
+    let port = u16::try_from(fadt.pm_timer()).unwrap_or(0);
+    // SAFETY: the port is the FADT's.
+    let hertz = unsafe { clock::calibrate(port) };
+    set_clock(hertz.ok_or_else(|| failure!("the power management timer does not run"))?);
+
+    // SAFETY: the baton is mapped, nobody else knows of it, and the areas begin at page boundaries.
+    let ledger: &'static Ledger = unsafe { shared(baton.ledger) };
+    // SAFETY: as above.
+    let exchange: &'static Exchange = unsafe { shared(baton.exchange) };
+    let mapped = mmio::pointer(baton.park.base());
+    // SAFETY: the area is mapped through the window for good, and nobody is in it.
+    let park = unsafe { ParkArea::install(mapped, baton.park.base()) }?;
+    let bootstrap = crate::cpu::apic_id();
+    // SAFETY: the page is free low memory, mapped, and no processor is in it.
+    let trampoline = unsafe {
+        Trampoline::install(mmio::pointer(TRAMPOLINE), TRAMPOLINE, bootstrap, timing())
+    }?;
+    let status = OwnStatus::new(exchange, FIRST).ok_or_else(|| failure!("there is no place"))?;
+    let modules = info.modules.first().map_or(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)), |module| module.range);
+    let mut kernel = Kernel {
+        config,
+        me: FIRST,
+        version: config.speaks.newest,
+        baton,
+        ledger,
+        exchange,
+        status,
+        park,
+        trampoline,
+        trampoline_page: TRAMPOLINE,
+        bootstrap,
+        space: footing.space,
+        frames: footing.frames,
+        memory: footing.memory,
+        steward: Some(Steward::format(ledger, FIRST)),
+        unit: None,
+        unit_window: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
+        domain: domain_of(FIRST),
+        workload: WorkloadRecord {
+            id: WorkloadId(1),
+            domain: WORKLOAD_DOMAIN,
+            ledger_slot: 0,
+            base: workload.base(),
+            length: workload.length(),
+            layout: work::LAYOUT,
+            layout_version: work::LAYOUT_VERSION,
+        },
+        functions: Vec::new(),
+        handles: Vec::new(),
+        successor: None,
+        launches: FIRST.0,
+        prime: None,
+        modules,
+        swaps: 0,
+        console: Console { port: 0x3f8, baud: 115_200 },
+        service_cpu: ApicId(0),
+        held: false,
+        misbehaviour: Misbehaviour::default(),
+    };
+    processors::init(park);
+    let topology = Topology::scan(&mut kernel, &captured)?;
+    fill_ledger(&mut kernel, info, &captured, &topology, workload)?;
+    fence(&mut kernel, &captured, &topology, workload)?;
+    start_processors(&mut kernel)?;
+    kernel.functions = topology.endpoints().filter(|&function| !topology.is_nic(function)).collect();
+    own_devices::set_aside_all(&mut kernel)?;
+    own_devices::take_up(&mut kernel)?;
+    serving::init(serving::Shared { ledger, exchange, me: FIRST });
+    work::create(&mut kernel, workload)?;
+    processors::assign(kernel.service_cpu, Role::Service);
+    super::control::announce(&kernel);
+    let me = bootstrap;
+    *KERNEL.lock() = Some(Box::new(kernel));
+    processors::run_first(me, Role::Control)
+}
+
+/// Every resource of the machine gets its owner.
+fn fill_ledger(
+    kernel: &mut Kernel,
+    info: &BootInfo,
+    captured: &Capture<'_>,
+    topology: &Topology,
+    workload: PhysRange,
+) -> Result<(), Failure> {
+    let me = kernel.owner();
+    let baton = kernel.baton.extents();
+    let madt = captured.madt().ok_or_else(|| failure!("there is no MADT"))??;
+    let workload_id = kernel.workload.id;
+    let unit = kernel.unit_window;
+    let steward = kernel.steward()?;
+    for cpu in madt.processors() {
+        steward.add(resource::CPU, cpu.apic_id.0.into(), 1, me)?;
+    }
+    for &(range, kind) in &info.memory {
+        let owner = if kind == 1 { me } else { Owner::Firmware };
+        steward.add(resource::MEMORY, range.base().0, range.length(), owner)?;
+    }
+    let parts = baton
+        .iter()
+        .map(|extent| (PhysRange::new(extent.base, extent.length), Owner::Baton))
+        .chain([(Ok(workload), Owner::Workload(workload_id))]);
+    for (part, owner) in parts {
+        let part = part?;
+        let slot = steward
+            .view()
+            .find(resource::MEMORY, part.base().0, part.length())
+            .ok_or_else(|| failure!("memory {part} is in no range of the map"))?
+            .slot;
+        let slot = steward.split(slot, part)?;
+        steward.transfer(slot, owner)?;
+    }
+    for function in topology.endpoints() {
+        let owner = if topology.is_nic(function) { Owner::Workload(workload_id) } else { me };
+        steward.add(resource::FUNCTION, function_number(function), 1, owner)?;
+    }
+    for singleton in [
+        resource::UART_0,
+        resource::UART_1,
+        resource::RESET,
+        resource::INTERRUPT_CONTROLLERS,
+        resource::RTC,
+        resource::ACPI_FIXED_HARDWARE,
+        resource::PCI_BRIDGES,
+        resource::PCI_CONFIG_PORTS,
+    ] {
+        steward.add(resource::SINGLETON, singleton, 1, me)?;
+    }
+    steward.add(resource::REMAPPING_UNIT, unit.base().0, unit.length(), Owner::Baton)?;
+    let slot = steward.add(resource::WORKLOAD, workload_id.0.into(), 1, me)?;
+    kernel.workload.ledger_slot = slot.into();
+    Ok(())
+}
+
+/// VT-d on: the NIC reaches the workload's memory, this partition's devices its own, and every
+/// other device nothing.
+fn fence(kernel: &mut Kernel, captured: &Capture<'_>, topology: &Topology, workload: PhysRange) -> Result<(), Failure> {
+    let dmar = captured.dmar().ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
+    for function in topology.endpoints() {
+        devices::set_bus_master(function, false)?;
+    }
+    if let Some(io_apic) = captured.madt().and_then(Result::ok).and_then(|madt| madt.io_apics().next()) {
+        kernel.map(page_of(io_apic.address), Access::Device)?;
+        // SAFETY: just mapped, and firmware says that it is one.
+        unsafe { apic::mask_io_apic(io_apic.address) };
+    }
+    // SAFETY: the DMAR table names the window, just mapped by `Topology::scan`; the arena is the
+    // baton's and nobody else's.
+    let (registers, memory, timer) = unsafe { unit_parts(kernel.unit_window, kernel.baton.iommu) };
+    let config = vtd::Config {
+        iova_limit: kernel.memory_of(kernel.owner()).last().map_or(FOUR_GIB, |range| range.end().0),
+        host_address_bits: u8::try_from(dmar.host_address_width()).unwrap_or(0),
+        ..vtd::Config::default()
+    };
+    let unit = Unit::prepare(registers, memory, timer, kernel.unit_window, kernel.baton.iommu, config)?;
+    kernel.unit = Some(unit);
+    let mine = kernel.domain;
+    kernel.unit()?.create_domain(WORKLOAD_DOMAIN)?;
+    kernel.unit()?.create_domain(mine)?;
+    for piece in dma_pieces(workload) {
+        let unit = kernel.unit()?;
+        let pending = unit.map(WORKLOAD_DOMAIN, piece.base().0, piece, DmaAccess::READ_WRITE)?;
+        unit.flush(pending)?;
+    }
+    for range in kernel.memory_of(kernel.owner()) {
+        kernel.map_dma(mine, range)?;
+    }
+    for bridge in topology.fenced(captured) {
+        let Bridge { function, requesters } = bridge;
+        let domain = if topology.is_nic(function) { WORKLOAD_DOMAIN } else { mine };
+        for requester in requesters {
+            if kernel.unit()?.domain_of(requester).is_none() {
+                let unit = kernel.unit()?;
+                let pending = unit.attach(requester, domain)?;
+                unit.flush(pending)?;
+            }
+        }
+    }
+    kernel.unit()?.enable()?;
+    println!("@fenced unit={:#x} arena_free={}", kernel.unit_window.base().0, kernel.unit()?.free_frames());
+    Ok(())
+}
+
+/// Gives a function's messages interrupt entries that go to a processor of this kernel.
+pub fn set_aside(
+    kernel: &mut Kernel,
+    function: PciFunction,
+    messages: u16,
+    target: InterruptTarget,
+) -> Result<(), Failure> {
+    for message in 0..messages {
+        let unit = kernel.unit()?;
+        let (handle, pending) = unit.allocate_interrupt(function.requester, target)?;
+        unit.flush(pending)?;
+        kernel.handles.push(handle_record(function, handle, target, message.into()));
+    }
+    Ok(())
+}
+
+/// All processors come up; one of them serves, the rest are idle.
+fn start_processors(kernel: &mut Kernel) -> Result<(), Failure> {
+    let bootstrap = kernel.bootstrap;
+    let mut cpus = kernel.cpus_of(kernel.owner());
+    cpus.retain(|&cpu| cpu != bootstrap);
+    for &cpu in &cpus {
+        start(kernel, cpu)?;
+    }
+    kernel.service_cpu = cpus.first().copied().ok_or_else(|| failure!("one processor is not enough"))?;
+    Ok(())
+}
+
+/// Starts a processor of this kernel by INIT and start-up.
+pub fn start(kernel: &mut Kernel, cpu: ApicId) -> Result<(), Failure> {
+    let root = kernel.space.root().0;
+    let state = processors::start_state(cpu, root)
+        .ok_or_else(|| failure!("there is no place for processor {cpu}"))?;
+    // SAFETY: this kernel's tables map the trampoline at its physical address; the stack is the
+    // processor's own; the processor is this kernel's.
+    unsafe {
+        kernel.trampoline.start(cpu, &state, &kernel.park, &mut processors::ipi(), &mut Timer::default())
+    }?;
+    if !processors::has_come(cpu) {
+        return Err(failure!("processor {cpu} arrived and did not come up"));
+    }
+    Ok(())
+}
+

@@ -1,0 +1,499 @@
+//! The machine as the planner wants it: from the captured tables, the ledger, and what
+//! configuration space says.
+
+use alloc::vec::Vec;
+
+use acpi_capture::Capture;
+use acpi_capture::table::{BridgeBuses, Dmar, PciTopology};
+use handoff_abi::{
+    ApicId, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId, resource,
+};
+use partition_core::plan::alias::{self, Acs, Facts, Isolation, PortType};
+use partition_core::plan::{
+    Budget, Buses, Cpu, CpuRequest, EcamWindow, Function, FunctionKind, FunctionRequest, Machine,
+    MemoryKind, MemoryRegion, MemoryRequest, PageSize, Request, Singleton, Trampoline, Unit, Window,
+};
+
+use super::kernel::{Failure, Kernel, copy_out, failure};
+use super::processors::{self, Role};
+use super::{devices, domain_of};
+use crate::paging::Access;
+use crate::pci::{self, Ecam, capability};
+use crate::println;
+
+/// Offset of the first extended capability, and the ACS capability's id (PCI Express Base
+/// Specification, sections 7.6.1 and 7.7.11).
+const EXTENDED: usize = 0x100;
+const ACS: u32 = 0x0d;
+
+/// What configuration space says of the machine's functions.
+#[derive(Debug)]
+pub struct Topology {
+    facts: Vec<Facts>,
+    isolation: Vec<Isolation>,
+    classes: Vec<u32>,
+    ids: Vec<(u16, u16)>,
+    windows: Vec<Window>,
+    ecam: Vec<EcamWindow>,
+}
+
+/// A function that is fenced, with every requester id it may use.
+#[derive(Debug)]
+pub struct Bridge {
+    /// The function.
+    pub function: PciFunction,
+    /// Its ids.
+    pub requesters: Vec<RequesterId>,
+}
+
+impl PciTopology for Topology {
+    fn bridge_buses(&self, function: PciFunction) -> Option<BridgeBuses> {
+        let facts = self.facts.iter().find(|facts| facts.function == function)?;
+        match facts.kind {
+            FunctionKind::Bridge(buses) => Some(BridgeBuses {
+                secondary: buses.secondary,
+                subordinate: buses.subordinate,
+            }),
+            FunctionKind::Endpoint => None,
+        }
+    }
+}
+
+impl Topology {
+    /// Looks at all of configuration space, which is mapped on the way, and finds the remapping
+    /// unit.
+    ///
+    /// # Errors
+    /// Where the tables do not say where these are.
+    pub fn scan(kernel: &mut Kernel, captured: &Capture<'_>) -> Result<Self, Failure> {
+        let mcfg = captured.mcfg().ok_or_else(|| failure!("there is no MCFG table"))??;
+        let allocation = mcfg
+            .allocation_of(0, 0)
+            .ok_or_else(|| failure!("the MCFG table does not have bus 0 of segment 0"))?;
+        let range = allocation.memory().ok_or_else(|| failure!("configuration space lies nowhere"))?;
+        kernel.map(range, Access::Device)?;
+        devices::clear();
+        // SAFETY: just mapped, for good.
+        devices::add(unsafe { Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus) });
+        let dmar = captured.dmar().ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
+        let unit = dmar.units().next().ok_or_else(|| failure!("the DMAR table has no unit"))?;
+        kernel.map(unit.registers, Access::Device)?;
+        kernel.unit_window = unit.registers;
+
+        let mut topology = Self {
+            facts: Vec::new(),
+            isolation: Vec::new(),
+            classes: Vec::new(),
+            ids: Vec::new(),
+            windows: Vec::new(),
+            ecam: Vec::new(),
+        };
+        topology.ecam.push(EcamWindow {
+            segment: 0,
+            first_bus: allocation.first_bus,
+            last_bus: allocation.last_bus,
+            base: allocation.base,
+        });
+        devices::scan(0, &mut |function| topology.add(function));
+        topology.isolation = topology
+            .facts
+            .iter()
+            .zip(0..)
+            .map(|(facts, group)| Isolation::alone(facts.function, group))
+            .collect();
+        alias::groups(&topology.facts, &mut topology.isolation)?;
+        Ok(topology)
+    }
+
+    fn add(&mut self, function: &pci::Function) {
+        let config = function.config();
+        let at = PciFunction {
+            segment: 0,
+            requester: function.id(),
+        };
+        let kind = match function.secondary_bus() {
+            Some(secondary) => FunctionKind::Bridge(Buses {
+                secondary,
+                subordinate: config.read8(0x1a),
+            }),
+            None => FunctionKind::Endpoint,
+        };
+        if let FunctionKind::Bridge(_) = kind {
+            self.windows.extend(bridge_windows(function).into_iter().map(|range| Window { function: at, range }));
+        }
+        let express = function.capability(capability::EXPRESS);
+        let port = express.and_then(|at| PortType::from_bits((config.read16(at + 2) >> 4 & 0xf) as u8));
+        self.facts.push(Facts {
+            function: at,
+            kind,
+            port,
+            acs: express.map_or(Acs::empty(), |_| acs(function)),
+            phantom_functions: 0,
+            quirk: None,
+        });
+        self.classes.push(function.class());
+        self.ids.push((function.vendor(), function.device()));
+    }
+
+    /// Functions that are no bridges and sit below a root port: what can be given away.
+    pub fn endpoints(&self) -> impl Iterator<Item = PciFunction> + '_ {
+        self.facts
+            .iter()
+            .filter(|facts| facts.kind == FunctionKind::Endpoint && facts.function.requester.bus() != 0)
+            .map(|facts| facts.function)
+    }
+
+    /// The first function of this class and sub-class.
+    #[must_use]
+    pub fn of_class(&self, class: u32) -> Option<PciFunction> {
+        self.facts
+            .iter()
+            .zip(&self.classes)
+            .find(|(_, found)| **found >> 8 == class)
+            .map(|(facts, _)| facts.function)
+    }
+
+    /// Functions of this vendor and device.
+    pub fn of_device(&self, vendor: u16, device: u16) -> impl Iterator<Item = PciFunction> + '_ {
+        self.facts
+            .iter()
+            .zip(&self.ids)
+            .filter(move |(_, found)| **found == (vendor, device))
+            .map(|(facts, _)| facts.function)
+    }
+
+    /// Whether it is the network device, which belongs to the workload.
+    #[must_use]
+    pub fn is_nic(&self, function: PciFunction) -> bool {
+        self.of_class(0x0200) == Some(function)
+    }
+
+    /// Whether a function shares a requester id with another one.
+    #[must_use]
+    pub fn is_alone(&self, function: PciFunction) -> bool {
+        let group = |at: PciFunction| {
+            let place = self.facts.iter().position(|facts| facts.function == at)?;
+            self.isolation.get(place).map(|isolation| isolation.group)
+        };
+        self.endpoints().filter(|&other| group(other) == group(function)).count() == 1
+    }
+
+    /// Every requester id of a function.
+    #[must_use]
+    pub fn requesters(&self, function: PciFunction) -> Vec<RequesterId> {
+        self.facts
+            .iter()
+            .zip(&self.isolation)
+            .find(|(facts, _)| facts.function == function)
+            .map(|(_, isolation)| isolation.requesters.as_slice().to_vec())
+            .unwrap_or_default()
+    }
+
+    /// Every endpoint that a unit covers, with its ids. What no unit covers stays without bus
+    /// mastering and is never given away.
+    #[must_use]
+    pub fn fenced(&self, captured: &Capture<'_>) -> Vec<Bridge> {
+        let dmar = captured.dmar().and_then(Result::ok);
+        self.endpoints()
+            .filter(|&function| dmar.is_some_and(|dmar| self.unit_of(&dmar, function).is_some()))
+            .map(|function| Bridge { function, requesters: self.requesters(function) })
+            .collect()
+    }
+
+    fn unit_of(&self, dmar: &Dmar<'_>, function: PciFunction) -> Option<u16> {
+        let covered = dmar.unit_for(function, self).covered()?;
+        u16::try_from(covered.index).ok()
+    }
+
+    /// Windows of the bridge on the root bus above a function, memory only.
+    pub fn windows_above(&self, bus: u8) -> impl Iterator<Item = PhysRange> + '_ {
+        self.windows.iter().filter_map(move |window| {
+            let buses = self.bridge_buses(window.function)?;
+            let above = window.function.requester.bus() == 0
+                && (buses.secondary..=buses.subordinate).contains(&bus);
+            above.then_some(window.range)
+        })
+    }
+}
+
+/// The memory windows of a bridge (PCI-to-PCI Bridge Architecture Specification 1.2, sections
+/// 3.2.5.8 to 3.2.5.10).
+fn bridge_windows(function: &pci::Function) -> Vec<PhysRange> {
+    let config = function.config();
+    let base = |at: usize| u64::from(config.read16(at) & 0xfff0) << 16;
+    let limit = |at: usize| u64::from(config.read16(at) & 0xfff0) << 16 | 0xf_ffff;
+    let memory = (base(0x20), limit(0x22));
+    let prefetchable = (
+        base(0x24) | u64::from(config.read32(0x28)) << 32,
+        limit(0x26) | u64::from(config.read32(0x2c)) << 32,
+    );
+    [memory, prefetchable]
+        .into_iter()
+        .filter(|(base, limit)| base < limit && *base != 0)
+        .map(|(base, limit)| PhysRange::from_bounds(PhysAddr(base), PhysAddr(limit + 1)))
+        .collect()
+}
+
+fn acs(function: &pci::Function) -> Acs {
+    let config = function.config();
+    let mut at = EXTENDED;
+    for _ in 0..48 {
+        let header = config.read32(at);
+        if header & 0xffff == ACS {
+            return Acs::from_bits_retain(config.read16(at + 4));
+        }
+        at = (header >> 20 & 0xffc) as usize;
+        if at < EXTENDED {
+            break;
+        }
+    }
+    Acs::empty()
+}
+
+/// All that a [`Machine`] borrows.
+#[derive(Debug)]
+pub struct Inventory {
+    cpus: Vec<Cpu>,
+    memory: Vec<MemoryRegion>,
+    functions: Vec<Function>,
+    units: Vec<Unit>,
+    singletons: Vec<Singleton>,
+    budget: Budget,
+    /// What configuration space says.
+    pub topology: Topology,
+}
+
+impl Inventory {
+    /// Takes stock.
+    ///
+    /// # Errors
+    /// Where the captured tables cannot be read, or this kernel is not the steward.
+    pub fn take(kernel: &mut Kernel) -> Result<Self, Failure> {
+        // SAFETY: the window maps the baton.
+        let bytes = unsafe { copy_out(kernel.baton.capture) };
+        let captured = Capture::parse(&bytes)?;
+        let topology = Topology::scan(kernel, &captured)?;
+        let dmar = captured.dmar().ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
+        let view = kernel.view().ok_or_else(|| failure!("there is no ledger"))?;
+        let owner = |kind, number| view.find(kind, number, 1).map_or(Owner::Firmware, |entry| entry.word.owner);
+        let madt = captured.madt().ok_or_else(|| failure!("there is no MADT"))??;
+        let cpus = madt
+            .processors()
+            .map(|cpu| Cpu {
+                apic_id: cpu.apic_id,
+                core: cpu.apic_id.0,
+                is_bsp: cpu.apic_id == kernel.bootstrap,
+                runs_prime: matches!(processors::role(cpu.apic_id), Role::Control | Role::Service),
+                features: 0,
+                microcode: 0,
+                owner: owner(resource::CPU, cpu.apic_id.0.into()),
+            })
+            .collect();
+        let functions = topology
+            .facts
+            .iter()
+            .zip(&topology.isolation)
+            .zip(&topology.classes)
+            .map(|((facts, isolation), &class)| Function {
+                function: facts.function,
+                class,
+                kind: facts.kind,
+                isolation: *isolation,
+                unit: topology.unit_of(&dmar, facts.function),
+                intx: None,
+                messages: 1,
+                ats_required: false,
+                owner: owner(resource::FUNCTION, super::launch::function_number(facts.function)),
+            })
+            .collect();
+        let singletons = view
+            .entries()
+            .filter(|entry| entry.kind == resource::SINGLETON)
+            .map(|entry| Singleton { number: entry.base, owner: entry.word.owner })
+            .collect();
+        let memory = memory(kernel);
+        let next = next_partition(kernel);
+        let unit = kernel.unit()?;
+        let budget = Budget {
+            table_pages: unit.free_frames() as u64,
+            ledger_slots: view.free_slots() as u64,
+            interrupt_handles: 64,
+            domain: Some(domain_of(next)),
+        };
+        let units = alloc::vec![Unit {
+            usable: true,
+            interrupt_remapping: true,
+            levels: unit.width().levels() as u8,
+            largest_page: PageSize::Size2MiB,
+        }];
+        Ok(Self { cpus, memory, functions, units, singletons, budget, topology })
+    }
+
+    /// The machine, for the planner.
+    #[must_use]
+    pub fn machine<'a>(&'a self, kernel: &Kernel) -> Machine<'a> {
+        Machine {
+            prime: kernel.me,
+            cpus: &self.cpus,
+            memory: &self.memory,
+            functions: &self.functions,
+            reservations: &[],
+            units: &self.units,
+            windows: &self.topology.windows,
+            ecam: &self.topology.ecam,
+            singletons: &self.singletons,
+            budget: self.budget,
+        }
+    }
+}
+
+/// The number of the partition that is launched next.
+#[must_use]
+pub fn next_partition(kernel: &Kernel) -> PartitionId {
+    let highest = kernel
+        .view()
+        .into_iter()
+        .flat_map(|view| view.entries())
+        .filter_map(|entry| match entry.word.owner {
+            Owner::Partition(partition) => Some(partition.0),
+            _ => None,
+        })
+        .max()
+        .unwrap_or(0);
+    PartitionId(highest.max(kernel.me.0).max(kernel.launches) + 1)
+}
+
+/// The ledger's memory, with what this kernel uses of its own told apart from what is free.
+fn memory(kernel: &Kernel) -> Vec<MemoryRegion> {
+    let mut regions = Vec::new();
+    let Some(view) = kernel.view() else {
+        return regions;
+    };
+    for entry in view.entries() {
+        let Some(range) = entry.range() else {
+            continue;
+        };
+        let owner = entry.word.owner;
+        let mut add = |range: PhysRange, kind| {
+            if !range.is_empty() {
+                regions.push(MemoryRegion { range, kind, owner });
+            }
+        };
+        if owner == Owner::Firmware {
+            add(range, MemoryKind::Reserved);
+            continue;
+        }
+        if owner != kernel.owner() {
+            add(range, MemoryKind::Usable);
+            continue;
+        }
+        let mut free: Vec<_> = kernel
+            .memory
+            .free()
+            .iter()
+            .map(|free| free.intersection(range))
+            .chain(low_memory(kernel).map(|free| free.intersection(range)))
+            .filter(|free| !free.is_empty())
+            .collect();
+        free.sort();
+        let mut at = range.base();
+        for part in free {
+            add(PhysRange::from_bounds(at, part.base()), MemoryKind::InUse);
+            add(part, MemoryKind::Usable);
+            at = part.end();
+        }
+        add(PhysRange::from_bounds(at, range.end()), MemoryKind::InUse);
+    }
+    regions
+}
+
+/// Low memory that can be a trampoline: all but what firmware's data area and this kernel use.
+fn low_memory(kernel: &Kernel) -> impl Iterator<Item = PhysRange> {
+    let own = kernel.trampoline_page;
+    let floor = PhysAddr(0x1000);
+    let ceiling = PhysAddr(0x9_0000);
+    [
+        PhysRange::from_bounds(floor, own),
+        PhysRange::from_bounds(PhysAddr(own.0 + 0x1000), ceiling),
+    ]
+    .into_iter()
+}
+
+/// What an operator wishes for.
+#[derive(Debug)]
+pub struct Wish<'a> {
+    /// The partition's number.
+    pub partition: PartitionId,
+    /// Its name.
+    pub name: &'a str,
+    /// Its processors.
+    pub cpus: Vec<ApicId>,
+    /// Its memory: these ranges, or, where there are none, 512 MiB anywhere.
+    pub ranges: Vec<PhysRange>,
+    /// Its functions.
+    pub functions: Vec<FunctionRequest>,
+    /// Its singletons.
+    pub singletons: Vec<u64>,
+}
+
+/// Bytes a successor gets.
+pub const MEMORY: u64 = 512 << 20;
+
+impl Wish<'_> {
+    /// The request for the planner.
+    #[must_use]
+    pub fn request(&self) -> Request<'_> {
+        let memory = if self.ranges.is_empty() {
+            MemoryRequest::Bytes { length: MEMORY, alignment: 2 << 20, below: PhysAddr(1 << 32) }
+        } else {
+            MemoryRequest::These(&self.ranges)
+        };
+        Request {
+            partition: self.partition,
+            name: self.name,
+            cpus: CpuRequest::These(&self.cpus),
+            memory,
+            least_memory: 64 << 20,
+            trampoline: Trampoline::Any,
+            functions: &self.functions,
+            singletons: &self.singletons,
+            accept_unfenced: false,
+            strict: false,
+        }
+    }
+
+    /// What a successor gets where nobody says anything else: the idle processors but the first,
+    /// 512 MiB, the disk and the last device that shares its requester id with nobody.
+    #[must_use]
+    pub fn usual(kernel: &Kernel, name: &'static str, topology: &Topology) -> Wish<'static> {
+        let view = kernel.view();
+        let mine = |function: PciFunction| {
+            view.and_then(|view| view.find(resource::FUNCTION, super::launch::function_number(function), 1))
+                .is_some_and(|entry| entry.word.owner == kernel.owner())
+        };
+        let disk = topology.of_class(0x0100).filter(|&disk| mine(disk));
+        let edu = topology.of_device(0x1234, 0x11e8).filter(|&edu| mine(edu) && topology.is_alone(edu)).last();
+        let functions = disk
+            .into_iter()
+            .chain(edu)
+            .map(|function| FunctionRequest { function, interrupts: 1 })
+            .collect();
+        let cpus = processors::present()
+            .filter(|&cpu| processors::role(cpu) == Role::Idle && cpu != kernel.bootstrap)
+            .take(2)
+            .collect();
+        let console = if kernel.console.port == 0x3f8 { resource::UART_1 } else { resource::UART_0 };
+        let wish = Wish {
+            partition: next_partition(kernel),
+            name,
+            cpus,
+            ranges: Vec::new(),
+            functions,
+            singletons: alloc::vec![console],
+        };
+        if wish.cpus.len() < 2 {
+            println!("only {} processors are idle", wish.cpus.len());
+        }
+        wish
+    }
+}

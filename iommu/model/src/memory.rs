@@ -1,0 +1,149 @@
+//! Physical memory as the processors see it and as a unit sees it that does not snoop.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+const LINE: u64 = 64;
+
+/// Page numbers need no defence against crafted keys, and are looked up all the time.
+#[derive(Default)]
+pub(crate) struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64((*byte).into());
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+pub(crate) type ByPage<T> = HashMap<u64, T, BuildHasherDefault<PageHasher>>;
+
+pub(crate) type Page = [u64; 512];
+
+/// Two views of one memory. A processor's store changes the first at once; the second follows when
+/// the cache line is written back.
+pub(crate) struct Memory {
+    processor: ByPage<Box<Page>>,
+    written_back: ByPage<Box<Page>>,
+    rubbish: bool,
+}
+
+impl Memory {
+    pub(crate) fn new(rubbish: bool) -> Self {
+        Self {
+            processor: ByPage::default(),
+            written_back: ByPage::default(),
+            rubbish,
+        }
+    }
+
+    /// What memory holds before anyone wrote it. The rubbish has the present bits set and points
+    /// into low memory, so whoever reads it as an entry goes somewhere.
+    fn untouched(rubbish: bool, at: u64) -> u64 {
+        if !rubbish {
+            return 0;
+        }
+        let mixed = (at ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed >> 24 & 0x00ff_f000) | 0x0666_0003
+    }
+
+    fn blank(rubbish: bool, page: u64) -> Box<Page> {
+        Box::new(core::array::from_fn(|i| {
+            Self::untouched(rubbish, page * 4096 + i as u64 * 8)
+        }))
+    }
+
+    fn read(&self, view: &ByPage<Box<Page>>, at: u64) -> u64 {
+        view.get(&(at / 4096)).map_or_else(
+            || Self::untouched(self.rubbish, at),
+            |p| p[(at % 4096 / 8) as usize],
+        )
+    }
+
+    fn write(&mut self, back: bool, at: u64, value: u64) {
+        let view = if back {
+            &mut self.written_back
+        } else {
+            &mut self.processor
+        };
+        let rubbish = self.rubbish;
+        let page = view
+            .entry(at / 4096)
+            .or_insert_with(|| Self::blank(rubbish, at / 4096));
+        page[(at % 4096 / 8) as usize] = value;
+    }
+
+    /// A whole page, in the view of a unit that snoops or of one that does not.
+    pub(crate) fn page(&self, snoops: bool, page: u64) -> Page {
+        let view = if snoops {
+            &self.processor
+        } else {
+            &self.written_back
+        };
+        view.get(&page)
+            .map_or_else(|| *Self::blank(self.rubbish, page), |p| **p)
+    }
+
+    pub(crate) fn processor(&self, at: u64) -> u64 {
+        self.read(&self.processor, at)
+    }
+
+    pub(crate) fn written_back(&self, at: u64) -> u64 {
+        self.read(&self.written_back, at)
+    }
+
+    pub(crate) fn store(&mut self, at: u64, value: u64) {
+        self.write(false, at, value);
+    }
+
+    /// Writes the line that holds `at` back; gives the words that change for a unit that does not
+    /// snoop, with their old values.
+    pub(crate) fn write_line_back(&mut self, at: u64) -> Vec<(u64, u64)> {
+        let line = at / LINE * LINE;
+        let mut changed = Vec::new();
+        for word in (line..line + LINE).step_by(8) {
+            let (new, old) = (self.processor(word), self.written_back(word));
+            if new != old {
+                changed.push((word, old));
+                self.write(true, word, new);
+            }
+        }
+        changed
+    }
+
+    /// A write by a device or a unit: snooped, so both views have it.
+    pub(crate) fn device_write(&mut self, at: u64, value: u64) {
+        self.write(false, at, value);
+        self.write(true, at, value);
+    }
+
+    pub(crate) fn device_write_bytes(&mut self, at: u64, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate() {
+            let address = at + i as u64;
+            let word = address & !7;
+            let mut value = self.processor(word).to_le_bytes();
+            value[(address & 7) as usize] = *byte;
+            self.device_write(word, u64::from_le_bytes(value));
+        }
+    }
+
+    pub(crate) fn read_bytes(&self, at: u64, length: usize) -> Vec<u8> {
+        (at..at + length as u64)
+            .map(|a| self.processor(a & !7).to_le_bytes()[(a & 7) as usize])
+            .collect()
+    }
+}
+
+/// The cache lines that `length` bytes from `at` touch.
+pub(crate) fn lines(at: u64, length: u64) -> impl Iterator<Item = u64> {
+    let first = at / LINE * LINE;
+    let end = if length == 0 { first } else { at + length };
+    (first..end).step_by(LINE as usize)
+}

@@ -1,0 +1,656 @@
+//! Taking over a unit that runs, from the tables that are in force and the record that came with
+//! them.
+
+use core::fmt;
+
+use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange, RequesterId};
+
+use super::domain::{Domains, MAX_DOMAINS};
+use super::hardware::{Hardware, RegisterError};
+use super::interrupts::InterruptTable;
+use super::paging::for_leaves;
+use super::probe::{Capabilities, ProbeError};
+use super::queue::{InvalidateError, Queue};
+use super::spec::{
+    AddressWidth, ContextEntry, ExtendedCapability, GlobalStatus, InterruptTableAddress, LeafSize,
+    QueueAddress, Register, RootEntry, RootTableAddress, SecondStageEntry, TranslationMode,
+    TranslationType, index_shift,
+};
+use super::state::State;
+use super::tables::{Tables, offset};
+use super::unit::{Config, Phase, Unit};
+use crate::arena::Arena;
+use crate::{ArenaError, Deadline, INTERRUPT_RANGE, Reach, RegisterIo, TableMemory};
+
+/// What is wrong with an entry of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum TableFault {
+    /// It leads to something that is not a frame of the arena.
+    OutsideArena(PhysAddr),
+    /// It leads to a frame that something else leads to as well.
+    Shared(PhysAddr),
+    /// Bits are set, or clear, that the driver never leaves so.
+    ForeignBits(u64),
+    /// It lets requests through untranslated or translated already.
+    TranslationType(TranslationType),
+    /// Its width is not that of the record.
+    Width,
+    /// It pairs a domain id with tables that are not this domain's in the record.
+    Domain(DomainId),
+    /// It is a leaf of a size that the unit does not support, or is not aligned to it.
+    LeafSize,
+    /// It maps device addresses that the unit does not translate.
+    AddressTooWide(u64),
+    /// It maps memory beyond the machine's physical addresses.
+    MemoryTooHigh(PhysRange),
+    /// It maps the interrupt range, on one side or the other.
+    InterruptRange,
+    /// It maps the arena.
+    OwnTables(PhysRange),
+}
+
+impl fmt::Display for TableFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutsideArena(at) => write!(f, "leads to {at}, outside the arena"),
+            Self::Shared(at) => write!(f, "leads to {at}, which has another use"),
+            Self::ForeignBits(bits) => write!(f, "holds {bits:#x}"),
+            Self::TranslationType(kind) => write!(f, "has the translation type {kind:?}"),
+            Self::Width => f.write_str("has another width than the record"),
+            Self::Domain(domain) => write!(f, "is not the domain {domain} of the record"),
+            Self::LeafSize => f.write_str("is a leaf of a size that is not possible"),
+            Self::AddressTooWide(iova) => write!(f, "maps {iova:#x}, beyond the width"),
+            Self::MemoryTooHigh(memory) => write!(f, "maps {memory}, which the machine lacks"),
+            Self::InterruptRange => f.write_str("maps the interrupt range"),
+            Self::OwnTables(memory) => write!(f, "maps {memory}, the unit's own tables"),
+        }
+    }
+}
+
+/// Why a unit was not taken over.
+///
+/// But for [`Register`](Self::Register) and [`Invalidate`](Self::Invalidate) nothing was written,
+/// neither to registers nor to tables. In every case the unit goes on as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// The unit is not fit for use.
+    Probe(ProbeError),
+    /// The arena is no arena.
+    Arena(ArenaError),
+    /// A field of the record has a value that it cannot have.
+    Record {
+        /// The field's name.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// A register is not as the record says, or not as a running fence has it.
+    Mismatch {
+        /// The register.
+        register: Register,
+        /// What the record says.
+        recorded: u64,
+        /// What the register holds.
+        found: u64,
+    },
+    /// A table is not as the driver leaves it.
+    Table {
+        /// Where the entry lies.
+        entry: PhysAddr,
+        /// What is wrong with it.
+        fault: TableFault,
+    },
+    /// The tables allow something that the caller does not.
+    NotAllowed(Reach),
+    /// A register did not do what it should have while the queue was taken over.
+    Register(RegisterError),
+    /// The invalidation that proves the queue taken over was not done.
+    Invalidate(InvalidateError),
+}
+
+impl From<RegisterError> for AdoptError {
+    fn from(error: RegisterError) -> Self {
+        Self::Register(error)
+    }
+}
+
+impl From<InvalidateError> for AdoptError {
+    fn from(error: InvalidateError) -> Self {
+        Self::Invalidate(error)
+    }
+}
+
+impl fmt::Display for AdoptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Probe(error) => error.fmt(f),
+            Self::Arena(error) => error.fmt(f),
+            Self::Record { field, value } => {
+                write!(f, "the record's {field} cannot be {value:#x}")
+            }
+            Self::Mismatch {
+                register,
+                recorded,
+                found,
+            } => write!(
+                f,
+                "{register} holds {found:#x}, the record says {recorded:#x}"
+            ),
+            Self::Table { entry, fault } => write!(f, "the entry at {entry} {fault}"),
+            Self::NotAllowed(reach) => write!(f, "not allowed: {reach}"),
+            Self::Register(error) => error.fmt(f),
+            Self::Invalidate(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for AdoptError {}
+
+/// The walk through tables in force. It only reads.
+struct Walk<'a, M> {
+    tables: &'a Tables<M>,
+    arena: Arena,
+    domains: Domains,
+    width: AddressWidth,
+    largest: LeafSize,
+    iova_limit: u64,
+    host_limit: u64,
+}
+
+const fn at_fault(entry: PhysAddr, fault: TableFault) -> AdoptError {
+    AdoptError::Table { entry, fault }
+}
+
+impl<M: TableMemory> Walk<'_, M> {
+    /// Notes that `entry` leads to the table at `table`, and to none that was seen before: so
+    /// tables form a tree, and the walk ends.
+    fn claim(&mut self, entry: PhysAddr, table: PhysAddr) -> Result<(), AdoptError> {
+        if self.arena.claim(table) {
+            return Ok(());
+        }
+        let fault = if self.arena.range().contains(table) && table.is_aligned_to(FRAME_SIZE) {
+            TableFault::Shared(table)
+        } else {
+            TableFault::OutsideArena(table)
+        };
+        Err(at_fault(entry, fault))
+    }
+
+    fn second_stage(&mut self, table: PhysAddr, level: u32, base: u64) -> Result<(), AdoptError> {
+        for slot in 0..512 {
+            let at = offset(table, slot * 8);
+            let entry = SecondStageEntry(self.tables.load(at));
+            if entry == SecondStageEntry::ABSENT {
+                continue;
+            }
+            let iova = base | slot << index_shift(level);
+            if !entry.is_present() || entry.foreign_bits_set() {
+                return Err(at_fault(at, TableFault::ForeignBits(entry.0)));
+            }
+            if entry.is_leaf(level) {
+                self.leaf(at, entry, level, iova)?;
+            } else {
+                if entry != SecondStageEntry::table(entry.address()) {
+                    return Err(at_fault(at, TableFault::ForeignBits(entry.0)));
+                }
+                self.claim(at, entry.address())?;
+                self.second_stage(entry.address(), level - 1, iova)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(
+        &self,
+        at: PhysAddr,
+        entry: SecondStageEntry,
+        level: u32,
+        iova: u64,
+    ) -> Result<(), AdoptError> {
+        let size = match level {
+            1 => LeafSize::Size4K,
+            2 => LeafSize::Size2M,
+            3 => LeafSize::Size1G,
+            _ => return Err(at_fault(at, TableFault::LeafSize)),
+        };
+        let bad = |fault| Err(at_fault(at, fault));
+        if size > self.largest || !entry.address().is_aligned_to(size.bytes()) {
+            return bad(TableFault::LeafSize);
+        }
+        if entry != SecondStageEntry::leaf(entry.address(), size, entry.access()) {
+            return bad(TableFault::ForeignBits(entry.0));
+        }
+        let (Ok(from), Ok(memory)) = (
+            PhysRange::new(PhysAddr(iova), size.bytes()),
+            PhysRange::new(entry.address(), size.bytes()),
+        ) else {
+            return bad(TableFault::AddressTooWide(iova));
+        };
+        if from.end().0 > self.iova_limit {
+            return bad(TableFault::AddressTooWide(iova));
+        }
+        if memory.end().0 > self.host_limit {
+            return bad(TableFault::MemoryTooHigh(memory));
+        }
+        if from.overlaps(INTERRUPT_RANGE) || memory.overlaps(INTERRUPT_RANGE) {
+            return bad(TableFault::InterruptRange);
+        }
+        if memory.overlaps(self.arena.range()) {
+            return bad(TableFault::OwnTables(memory));
+        }
+        Ok(())
+    }
+
+    /// The domains of the record: every id and every root once.
+    fn record_domains(&mut self, state: &State, id_limit: u32) -> Result<(), AdoptError> {
+        let count = state.domain_count as usize;
+        let domains = state.domains.get(..count).ok_or(AdoptError::Record {
+            field: "domain_count",
+            value: state.domain_count.into(),
+        })?;
+        for domain in domains {
+            let bad_id = AdoptError::Record {
+                field: "domains.id",
+                value: domain.id.into(),
+            };
+            let id = match u16::try_from(domain.id) {
+                Ok(id) if id != 0 && domain.id < id_limit => DomainId(id),
+                _ => return Err(bad_id),
+            };
+            let root = PhysAddr(domain.root);
+            if self.domains.get(id).is_some() {
+                return Err(bad_id);
+            }
+            if !self.arena.claim(root) {
+                return Err(AdoptError::Record {
+                    field: "domains.root",
+                    value: root.0,
+                });
+            }
+            self.second_stage(root, self.width.levels(), 0)?;
+            if !self.domains.push(id, root) {
+                return Err(bad_id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Root and context tables. `each` is called with every device that has a domain.
+    fn contexts(
+        &mut self,
+        root: PhysAddr,
+        mut each: impl FnMut(&Self, RequesterId, DomainId) -> Result<(), AdoptError>,
+    ) -> Result<(), AdoptError> {
+        for bus in 0..=u8::MAX {
+            let at = offset(root, u64::from(bus) * 16);
+            let (low, high) = self.tables.load_pair(at);
+            let entry = RootEntry { low, high };
+            if (low, high) == (0, 0) {
+                continue;
+            }
+            if !entry.is_present() || entry.reserved_bits_set() {
+                return Err(at_fault(at, TableFault::ForeignBits(low | high)));
+            }
+            let table = entry.context_table();
+            self.claim(at, table)?;
+            for function in 0..=u8::MAX {
+                let requester = RequesterId(u16::from(bus) << 8 | u16::from(function));
+                let at = offset(table, u64::from(function) * 16);
+                let (low, high) = self.tables.load_pair(at);
+                let entry = ContextEntry { low, high };
+                if entry.is_empty() {
+                    continue;
+                }
+                let domain = self.context(at, entry)?;
+                self.domains.count_attached(domain);
+                if entry.is_present() {
+                    each(self, requester, domain)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry that is not empty. Present or not, it must be one of the driver's: what is not
+    /// present is a retirement that was begun.
+    fn context(&self, at: PhysAddr, entry: ContextEntry) -> Result<DomainId, AdoptError> {
+        let bad = |fault| Err(at_fault(at, fault));
+        if entry.reserved_bits_set() {
+            return bad(TableFault::ForeignBits(entry.low & 0xfff | entry.high));
+        }
+        if entry.translation_type() != TranslationType::UntranslatedOnly {
+            return bad(TableFault::TranslationType(entry.translation_type()));
+        }
+        if entry.width() != Some(self.width) {
+            return bad(TableFault::Width);
+        }
+        match self.domains.get(entry.domain()) {
+            Some(domain) if domain.root == entry.root() => Ok(domain.id),
+            _ => bad(TableFault::Domain(entry.domain())),
+        }
+    }
+
+    /// Puts every leaf of a domain before `allow`.
+    fn leaves(
+        &self,
+        requester: Option<RequesterId>,
+        id: DomainId,
+        allow: &mut impl FnMut(&Reach) -> bool,
+    ) -> Result<(), AdoptError> {
+        let Some(domain) = self.domains.get(id) else {
+            return Ok(());
+        };
+        let mut refused = None;
+        for_leaves(
+            self.tables,
+            domain.root,
+            self.width.levels(),
+            0,
+            &mut |leaf| {
+                let reach = Reach::Memory {
+                    requester,
+                    domain: id,
+                    iova: leaf.iova,
+                    memory: leaf.memory,
+                    access: leaf.access,
+                };
+                let allowed = allow(&reach);
+                if !allowed {
+                    refused = Some(reach);
+                }
+                allowed
+            },
+        );
+        refused.map_or(Ok(()), |reach| Err(AdoptError::NotAllowed(reach)))
+    }
+
+    fn interrupts(
+        &self,
+        table: &InterruptTable,
+        allow: &mut impl FnMut(&Reach) -> bool,
+    ) -> Result<(), AdoptError> {
+        for handle in table.handles() {
+            let entry = table.load(self.tables, handle);
+            if !entry.is_present() {
+                continue;
+            }
+            if !entry.is_canonical(table.extended()) {
+                let at = offset(table.address().table(), u64::from(handle.0) * 16);
+                return Err(at_fault(at, TableFault::ForeignBits(entry.low)));
+            }
+            let reach = Reach::Interrupt {
+                source: entry.source(),
+                index: handle.0,
+                target: entry.target(table.extended()),
+            };
+            if !allow(&reach) {
+                return Err(AdoptError::NotAllowed(reach));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
+    /// Takes over a unit that runs with the tables another steward built in `arena`.
+    ///
+    /// First everything is read and checked, and nothing is written: the record against the
+    /// registers; every table, which must lie in the arena, have one way to it and hold nothing but
+    /// what this driver writes; and everything that the tables allow, each leaf of each device and
+    /// each interrupt, which `allow` must allow too. Then the queue is taken over: what is in it is
+    /// let run out, and one batch that invalidates every cache is waited for. That proves both that
+    /// the queue obeys the new steward and that no cache holds what the tables do not say.
+    ///
+    /// Translation and interrupt remapping are never switched off and no table pointer is written,
+    /// so devices that keep running notice nothing. The depth of tables, the size of the interrupt
+    /// table and the width of physical addresses are those of the record; `config` gives the rest,
+    /// and must agree about the width of APIC ids.
+    ///
+    /// # Errors
+    /// See [`AdoptError`].
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
+    pub fn adopt(
+        mut registers: R,
+        memory: M,
+        clock: C,
+        window: PhysRange,
+        arena: PhysRange,
+        state: &State,
+        config: Config,
+        mut allow: impl FnMut(&Reach) -> bool,
+    ) -> Result<Self, AdoptError> {
+        let recorded = |field, value, actual: u64| {
+            if value == actual {
+                Ok(())
+            } else {
+                Err(AdoptError::Record { field, value })
+            }
+        };
+        recorded("register_base", state.register_base, window.base().0)?;
+        recorded("register_length", state.register_length, window.length())?;
+        recorded("arena_base", state.arena_base, arena.base().0)?;
+        recorded("arena_length", state.arena_length, arena.length())?;
+
+        let bad_width = AdoptError::Record {
+            field: "levels",
+            value: state.levels.into(),
+        };
+        let width = AddressWidth::from_levels(state.levels).ok_or(bad_width)?;
+        let interrupt_address = InterruptTableAddress(state.interrupt_table_address);
+        let config = Config {
+            host_address_bits: u8::try_from(state.host_address_bits).unwrap_or(0),
+            interrupt_entries: interrupt_address.entries(),
+            ..config
+        };
+        if !config.host_address_bits_valid() {
+            return Err(AdoptError::Record {
+                field: "host_address_bits",
+                value: state.host_address_bits.into(),
+            });
+        }
+
+        let capabilities = Capabilities::read(&mut registers).map_err(AdoptError::Probe)?;
+        capabilities
+            .check(window, &config)
+            .map_err(AdoptError::Probe)?;
+        if capabilities.capability.supported_widths() >> width as u8 & 1 == 0
+            || capabilities.limit_of(width) < config.iova_limit
+        {
+            return Err(bad_width);
+        }
+        let mut hardware = Hardware::new(registers, clock, config.timeout_microseconds);
+        compare_registers(&mut hardware, state)?;
+
+        let interrupts = InterruptTable::new(
+            interrupt_address.table(),
+            interrupt_address.entries(),
+            interrupt_address.extended(),
+        );
+        // Also refuses reserved bits of IRTA, and the wrong interrupt mode.
+        let own = InterruptTable::new(
+            interrupt_address.table(),
+            config.interrupt_entries,
+            config.extended_interrupt_mode,
+        );
+        if own.address() != interrupt_address {
+            return Err(AdoptError::Record {
+                field: "interrupt_table_address",
+                value: state.interrupt_table_address,
+            });
+        }
+
+        let tables = Tables {
+            memory,
+            coherent: capabilities.extended.contains(ExtendedCapability::C),
+        };
+        let mut walk = Walk {
+            tables: &tables,
+            arena: Arena::new(arena).map_err(AdoptError::Arena)?,
+            domains: Domains::default(),
+            width,
+            largest: capabilities.largest_leaf(),
+            iova_limit: capabilities.limit_of(width),
+            host_limit: config.host_limit(),
+        };
+        let root = RootTableAddress(state.root_table_address);
+        let queue_address = QueueAddress(state.queue_address);
+        let status = StatusAddress::from_record(state.status_address)?;
+        let interrupt_frames =
+            InterruptTable::length(config.interrupt_entries).div_ceil(FRAME_SIZE);
+        for (field, value, frame, count) in [
+            (
+                "interrupt_table_address",
+                state.interrupt_table_address,
+                interrupt_address.table(),
+                interrupt_frames,
+            ),
+            ("root_table_address", root.0, root.table(), 1),
+            ("queue_address", queue_address.0, queue_address.queue(), 1),
+            ("status_address", state.status_address, status.frame(), 1),
+        ] {
+            if !walk.arena.claim_run(frame, count) {
+                return Err(AdoptError::Record { field, value });
+            }
+        }
+        if root.mode() != TranslationMode::Legacy || root != RootTableAddress::legacy(root.table())
+        {
+            return Err(AdoptError::Record {
+                field: "root_table_address",
+                value: root.0,
+            });
+        }
+        if queue_address != QueueAddress::one_frame(queue_address.queue()) {
+            return Err(AdoptError::Record {
+                field: "queue_address",
+                value: queue_address.0,
+            });
+        }
+
+        walk.record_domains(state, capabilities.capability.domains())?;
+        walk.contexts(root.table(), |walk, requester, domain| {
+            walk.leaves(Some(requester), domain, &mut allow)
+        })?;
+        let mut unattached = heapless::Vec::<DomainId, MAX_DOMAINS>::new();
+        unattached.extend(
+            walk.domains
+                .iter()
+                .filter(|domain| domain.attached == 0)
+                .map(|domain| domain.id),
+        );
+        for &domain in &unattached {
+            walk.leaves(None, domain, &mut allow)?;
+        }
+        walk.interrupts(&interrupts, &mut allow)?;
+
+        let Walk { arena, domains, .. } = walk;
+        let mut unit = Self {
+            hardware,
+            tables,
+            arena,
+            window,
+            capabilities,
+            config,
+            width,
+            root: root.table(),
+            queue: Queue::new(queue_address.queue(), status.next()),
+            interrupts,
+            domains,
+            phase: Phase::InUse,
+            last_retirement: None,
+            installs: 0,
+        };
+        unit.take_over_queue(state)?;
+        unit.set_fault_message(config.fault_message)?;
+        Ok(unit)
+    }
+
+    fn take_over_queue(&mut self, state: &State) -> Result<(), AdoptError> {
+        let tail = self.hardware.read64(Register::InvalidationQueueTail);
+        let slot = Queue::slot(tail).ok_or(AdoptError::Mismatch {
+            register: Register::InvalidationQueueTail,
+            recorded: state.queue_tail.into(),
+            found: tail,
+        })?;
+        // Waits of the old steward that are still under way write to its status word, not here.
+        let (frame, status) = (self.queue.frame(), self.queue.status());
+        self.tables.store_and_publish(status, state.sequence.into());
+        self.queue = Queue::running(frame, status, slot, state.sequence);
+        // An error that the old steward left would keep the queue from running out.
+        self.queue.recover(&mut self.hardware, &mut self.tables)?;
+        self.hardware
+            .poll64(Register::InvalidationQueueHead, |head| head == tail)?;
+        self.invalidate_everything()?;
+        Ok(())
+    }
+}
+
+/// The record's registers against the unit's, and both against what a running fence has.
+fn compare_registers<R: RegisterIo, C: Deadline>(
+    hardware: &mut Hardware<R, C>,
+    state: &State,
+) -> Result<(), AdoptError> {
+    for (register, recorded) in [
+        (Register::Capability, state.capability),
+        (Register::ExtendedCapability, state.extended_capability),
+        (Register::RootTableAddress, state.root_table_address),
+        (
+            Register::InterruptTableAddress,
+            state.interrupt_table_address,
+        ),
+        // The base and size; with 128-bit descriptors DW is clear on both sides.
+        (Register::InvalidationQueueAddress, state.queue_address),
+    ] {
+        let found = hardware.read64(register);
+        if found != recorded {
+            return Err(AdoptError::Mismatch {
+                register,
+                recorded,
+                found,
+            });
+        }
+    }
+    let found = hardware.status()?;
+    let on = GlobalStatus::TES | GlobalStatus::IRES | GlobalStatus::QIES;
+    let compared = on | GlobalStatus::CFIS;
+    let recorded = GlobalStatus::from_bits_retain(state.global_status);
+    if found & compared != on || recorded & compared != on {
+        return Err(AdoptError::Mismatch {
+            register: Register::GlobalStatus,
+            recorded: recorded.bits().into(),
+            found: found.bits().into(),
+        });
+    }
+    Ok(())
+}
+
+/// Where waits write. Each steward uses another place of the same frame, so that a wait of the one
+/// before is not taken for one of its own.
+struct StatusAddress(PhysAddr);
+
+impl StatusAddress {
+    const STEP: u64 = 128;
+
+    fn from_record(value: u64) -> Result<Self, AdoptError> {
+        if value.is_multiple_of(Self::STEP) {
+            Ok(Self(PhysAddr(value)))
+        } else {
+            Err(AdoptError::Record {
+                field: "status_address",
+                value,
+            })
+        }
+    }
+
+    const fn frame(&self) -> PhysAddr {
+        PhysAddr(self.0.0 & !(FRAME_SIZE - 1))
+    }
+
+    const fn next(&self) -> PhysAddr {
+        let inside = (self.0.0 + Self::STEP) & (FRAME_SIZE - 1);
+        PhysAddr(self.frame().0 | inside)
+    }
+}

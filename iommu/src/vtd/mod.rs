@@ -1,0 +1,73 @@
+//! VT-d: the driver of one remapping unit.
+//!
+//! | step | function |
+//! | --- | --- |
+//! | look what the unit can do | [`Capabilities::read`] |
+//! | lay out tables that block everything | [`Unit::prepare`] |
+//! | domains and what is in them | [`Unit::create_domain`], [`Unit::map`], [`Unit::unmap`], [`Unit::destroy_domain`] |
+//! | devices | [`Unit::attach`], [`Unit::block`], [`Unit::move_devices`] |
+//! | interrupts | [`Unit::allocate_interrupt`], [`Unit::retarget`], [`Unit::clear_interrupt`] |
+//! | put the tables into force | [`Unit::enable`] |
+//! | make the unit notice a change | [`Unit::flush`], or [`Unit::submit`] and [`Unit::wait`] |
+//! | what was refused | [`Unit::drain_faults`], [`Unit::silence`] |
+//! | hand the unit over | [`Unit::record`], [`Unit::adopt`] |
+//!
+//! # Choices
+//! * Legacy mode, second-stage tables, queued invalidation, interrupt remapping. A unit without
+//!   the last two is refused.
+//! * ATS is off for every device: a device that may send translated addresses can reach all
+//!   memory.
+//! * Each unit has tables of its own. A domain that devices of several units use is made on each.
+//! * Translations are invalidated by domain, never by page: one descriptor, right for any change.
+//! * The context table of a bus is never freed: there are at most 256, 1 MiB in all.
+//! * Whatever fails, a device ends blocked or as it was, and nothing is reused that the unit may
+//!   still have in a cache.
+//!
+//! # No entry is ever seen torn
+//! Context and interrupt entries have 128 bits and are written by 64-bit stores; the unit may read
+//! an entry between any two of them. The present bit is in the lower half.
+//! * *Set*: the entry is not present. The upper half is stored first, then the lower one with the
+//!   present bit. The unit sees an entry that is not present, or the whole one.
+//! * *Retire*: the present bit alone is cleared, by one store. The rest follows when an
+//!   invalidation proved that the unit has forgotten the entry (section 6.5.3.3).
+//! * *Retarget* an interrupt: P, FPD, DM, RH, TM, DLM, V and DST are bits 63:0, and SID, SQ and SVT
+//!   bits 83:64 (section 9.9). The source of a live entry does not change, so the upper half does
+//!   not, and one 64-bit store replaces everything that does. The entry is present before and
+//!   after it and whichever half-pair the unit reads is one of two whole entries: a message finds
+//!   the old target or the new one. None is lost, none goes anywhere else, and when the
+//!   invalidation of the index is done, all go to the new one.
+//!
+//! A paging entry has 64 bits and is one store; a new table is filled before the entry that leads
+//! to it is stored.
+
+#![forbid(unsafe_code)]
+
+mod adopt;
+mod context;
+mod domain;
+mod faults;
+mod hardware;
+mod interrupts;
+mod moves;
+mod paging;
+mod pending;
+mod probe;
+mod queue;
+pub mod spec;
+mod state;
+mod tables;
+mod unit;
+
+pub use adopt::{AdoptError, TableFault};
+pub use context::AttachError;
+pub use domain::{DomainError, MAX_DOMAINS};
+pub use hardware::RegisterError;
+pub use interrupts::{Interrupt, InterruptError};
+pub use moves::{MoveError, Moving};
+pub use paging::{Leaf, MapError, UnmapError};
+pub use pending::{Pending, SELECTIVE_LIMIT};
+pub use probe::{Capabilities, ProbeError};
+pub use queue::InvalidateError;
+pub use spec::{InterruptHandle, TriggerMode};
+pub use state::{DomainState, State};
+pub use unit::{Config, EnableError, PrepareError, Submitted, Unit};

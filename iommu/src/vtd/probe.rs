@@ -1,0 +1,161 @@
+//! What a unit can do, and whether that is enough.
+
+use core::fmt;
+
+use handoff_abi::PhysRange;
+
+use super::spec::{AddressWidth, Capability, ExtendedCapability, FaultRecord, LeafSize, Register};
+use super::unit::Config;
+use crate::RegisterIo;
+
+/// Why a unit cannot be used as a fence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// Its registers read as all ones: it is switched off or hidden.
+    Gone,
+    /// No queued invalidation (ECAP.QI).
+    NoQueuedInvalidation,
+    /// No interrupt remapping (ECAP.IR): devices could forge interrupts.
+    NoInterruptRemapping,
+    /// 32-bit APIC ids were asked for and it has none (ECAP.EIM).
+    NoExtendedInterruptMode,
+    /// No table depth it supports (CAP.SAGAW, CAP.MGAW) reaches the device addresses asked for.
+    NoAddressWidth {
+        /// The limit that was asked for.
+        iova_limit: u64,
+        /// CAP.SAGAW.
+        supported_widths: u8,
+        /// CAP.MGAW.
+        guest_address_bits: u32,
+    },
+    /// Some of its registers lie outside the window.
+    WindowTooSmall {
+        /// The window.
+        window: PhysRange,
+        /// How many bytes it must have.
+        needed: u64,
+    },
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("the unit's registers read as all ones"),
+            Self::NoQueuedInvalidation => f.write_str("the unit has no queued invalidation"),
+            Self::NoInterruptRemapping => f.write_str("the unit has no interrupt remapping"),
+            Self::NoExtendedInterruptMode => f.write_str("the unit has no 32-bit APIC ids"),
+            Self::NoAddressWidth {
+                iova_limit,
+                supported_widths,
+                guest_address_bits,
+            } => write!(
+                f,
+                "no table depth reaches {iova_limit:#x} (SAGAW {supported_widths:#07b}, \
+                 {guest_address_bits} address bits)"
+            ),
+            Self::WindowTooSmall { window, needed } => {
+                write!(
+                    f,
+                    "register window {window} is shorter than {needed:#x} bytes"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for ProbeError {}
+
+/// CAP and ECAP of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct Capabilities {
+    /// CAP.
+    pub capability: Capability,
+    /// ECAP.
+    pub extended: ExtendedCapability,
+}
+
+impl Capabilities {
+    /// Reads CAP and ECAP. They lie in the first 4 KiB, so this works before it is known how long
+    /// the window is.
+    ///
+    /// # Errors
+    /// [`ProbeError::Gone`] where both read as all ones.
+    pub fn read<R: RegisterIo>(registers: &mut R) -> Result<Self, ProbeError> {
+        let capability = registers.read64(Register::Capability.offset());
+        let extended = registers.read64(Register::ExtendedCapability.offset());
+        if capability == u64::MAX && extended == u64::MAX {
+            return Err(ProbeError::Gone);
+        }
+        Ok(Self {
+            capability: Capability::from_bits_retain(capability),
+            extended: ExtendedCapability::from_bits_retain(extended),
+        })
+    }
+
+    /// How many bytes of register window the unit uses, in whole frames: the IOTLB registers and
+    /// the fault records lie where CAP and ECAP say.
+    #[must_use]
+    pub fn window_length(&self) -> u64 {
+        let faults = self.capability.fault_record_offset()
+            + self.capability.fault_records() * FaultRecord::SIZE;
+        let iotlb = self.extended.iotlb_offset() + 16;
+        u64::from(faults.max(iotlb)).next_multiple_of(handoff_abi::FRAME_SIZE)
+    }
+
+    /// The narrowest supported table depth that translates every device address below
+    /// `iova_limit`.
+    #[must_use]
+    pub fn width_for(&self, iova_limit: u64) -> Option<AddressWidth> {
+        AddressWidth::ALL.into_iter().find(|&width| {
+            self.capability.supported_widths() >> width as u8 & 1 != 0
+                && iova_limit <= self.limit_of(width)
+        })
+    }
+
+    /// The first device address that tables of this width do not translate.
+    #[must_use]
+    pub fn limit_of(&self, width: AddressWidth) -> u64 {
+        1 << width.bits().min(self.capability.guest_address_bits())
+    }
+
+    /// The largest leaf the unit supports.
+    #[must_use]
+    pub const fn largest_leaf(&self) -> LeafSize {
+        if !self.capability.contains(Capability::PAGES_2M) {
+            LeafSize::Size4K
+        } else if !self.capability.contains(Capability::PAGES_1G) {
+            LeafSize::Size2M
+        } else {
+            LeafSize::Size1G
+        }
+    }
+
+    /// Checks every requirement of the driver.
+    ///
+    /// # Errors
+    /// The first that is not met.
+    pub fn check(&self, window: PhysRange, config: &Config) -> Result<AddressWidth, ProbeError> {
+        if !self.extended.contains(ExtendedCapability::QI) {
+            return Err(ProbeError::NoQueuedInvalidation);
+        }
+        if !self.extended.contains(ExtendedCapability::IR) {
+            return Err(ProbeError::NoInterruptRemapping);
+        }
+        if config.extended_interrupt_mode && !self.extended.contains(ExtendedCapability::EIM) {
+            return Err(ProbeError::NoExtendedInterruptMode);
+        }
+        let needed = self.window_length();
+        if window.length() < needed {
+            return Err(ProbeError::WindowTooSmall { window, needed });
+        }
+        self.width_for(config.iova_limit)
+            .ok_or(ProbeError::NoAddressWidth {
+                iova_limit: config.iova_limit,
+                supported_widths: self.capability.supported_widths(),
+                guest_address_bits: self.capability.guest_address_bits(),
+            })
+    }
+}

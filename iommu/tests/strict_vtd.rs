@@ -1,0 +1,21 @@
+//! The VT-d driver against the strict register model of `iommu-model`: what it writes, in which
+//! order, and who reaches what at every instant.
+
+#[path = "strict_vtd/adoption.rs"]
+mod adoption;
+#[path = "strict_vtd/bring_up.rs"]
+mod bring_up;
+#[path = "strict_vtd/faults.rs"]
+mod faults;
+#[path = "strict_vtd/fence.rs"]
+mod fence;
+#[path = "strict_vtd/interrupts.rs"]
+mod interrupts;
+#[path = "strict_vtd/invalidation.rs"]
+mod invalidation;
+#[path = "strict_vtd/random.rs"]
+mod random;
+#[path = "strict_vtd/rig.rs"]
+mod rig;
+#[path = "strict_vtd/swap.rs"]
+mod swap;

@@ -1,0 +1,396 @@
+//! Who reaches what memory.
+
+use handoff_abi::{DomainId, RequesterId};
+use iommu::Access;
+use iommu::vtd::{AttachError, DomainError, MapError, UnmapError};
+use iommu_model::{Reach, Reason, Schedule, UnitConfig};
+use proptest::prelude::*;
+
+use crate::rig::*;
+
+#[test]
+fn a_device_reaches_its_domain_and_nothing_else() {
+    for model in models() {
+        let mut rig = Rig::up(Schedule::Lazy, &[model]);
+        rig.attach(DEVICE, A);
+        rig.attach(OTHER, B);
+        for (device, own, foreign) in [(DEVICE, A_BASE, B_BASE), (OTHER, B_BASE, A_BASE)] {
+            for at in [own, own + 0x1f_fff8, own + PART - 8] {
+                assert_eq!(rig.write(device, at), Ok(at));
+                assert_eq!(rig.read(device, at), Ok(at));
+            }
+            let arena = arena(0).base().0;
+            let outside = [
+                foreign,
+                own - 8,
+                own + PART,
+                0,
+                0xfed9_0000,
+                arena,
+                arena + 0x3000,
+            ];
+            for at in outside {
+                assert_eq!(rig.write(device, at), Err(Reason::NoWrite), "{at:#x}");
+                assert_eq!(rig.read(device, at), Err(Reason::NoRead), "{at:#x}");
+            }
+            let whole = Reach {
+                iova: own,
+                at: own,
+                length: PART,
+                read: true,
+                write: true,
+            };
+            assert_eq!(rig.machine.reach(0, device.0), [whole]);
+        }
+        rig.sound();
+    }
+}
+
+#[test]
+fn a_blocked_write_changes_nothing_and_a_blocked_read_gives_nothing() {
+    let mut rig = Rig::one();
+    rig.attach(DEVICE, A);
+    rig.machine.poke(B_BASE, 0x0123_4567_89ab_cdef);
+    let dma = rig.machine.dma_write(0, DEVICE.0, B_BASE, &[0xff; 8]);
+    assert!(dma.landed.is_empty());
+    assert_eq!(rig.machine.peek(B_BASE), 0x0123_4567_89ab_cdef);
+    assert!(rig.machine.dma_read(0, DEVICE.0, B_BASE, 8).data.is_empty());
+}
+
+#[test]
+fn dma_over_a_border_lands_up_to_it() {
+    let mut rig = Rig::one();
+    rig.attach(DEVICE, A);
+    let end = A_BASE + PART;
+    let dma = rig.machine.dma_write(0, DEVICE.0, end - 2, &[1; 8]);
+    assert_eq!(dma.landed, [(end - 2, 2)]);
+    assert_eq!(dma.blocked, Some(Reason::NoWrite));
+}
+
+#[test]
+fn read_only_and_write_only_are_kept() {
+    let mut rig = Rig::one();
+    let at = 0x3_0000_0000;
+    for (iova, access) in [(at, Access::READ), (at + 0x1000, Access::WRITE)] {
+        let pending = rig.units[0].map(A, iova, range(iova, 0x1000), access);
+        rig.flush(pending.unwrap());
+    }
+    rig.attach(DEVICE, A);
+    assert_eq!(rig.read(DEVICE, at), Ok(at));
+    assert_eq!(rig.write(DEVICE, at), Err(Reason::NoWrite));
+    assert_eq!(rig.write(DEVICE, at + 0x1000), Ok(at + 0x1000));
+    assert_eq!(rig.read(DEVICE, at + 0x1000), Err(Reason::NoRead));
+    rig.sound();
+}
+
+#[test]
+fn addresses_beyond_the_width_fault_as_such() {
+    for (widths, expected) in [(0b0010, 39), (0b0100, 48), (0b1000, 57)] {
+        let model = UnitConfig {
+            address_widths: widths,
+            guest_width: 57,
+            ..UnitConfig::default()
+        };
+        let mut rig = Rig::up(Schedule::Lazy, &[model]);
+        rig.attach(DEVICE, A);
+        let end = 1_u64 << expected;
+        assert_eq!(rig.write(DEVICE, end), Err(Reason::AddressTooWide));
+        assert_eq!(rig.write(DEVICE, end - 8), Err(Reason::NoWrite));
+        rig.sound();
+    }
+}
+
+#[test]
+fn the_guest_width_bounds_what_can_be_mapped() {
+    let model = UnitConfig {
+        guest_width: 42,
+        address_widths: 0b0100,
+        ..UnitConfig::default()
+    };
+    let mut rig = Rig::up(Schedule::Lazy, &[model]);
+    let memory = range(0x3_0000_0000, 0x1000);
+    let limit = 1 << 42;
+    assert!(matches!(
+        rig.units[0].map(A, limit, memory, Access::READ),
+        Err(MapError::AddressTooWide { .. })
+    ));
+    let last = limit - 0x1000;
+    let pending = rig.units[0].map(A, last, memory, Access::READ).unwrap();
+    rig.flush(pending);
+    rig.attach(DEVICE, A);
+    assert_eq!(rig.read(DEVICE, last), Ok(0x3_0000_0000));
+    rig.sound();
+}
+
+#[test]
+fn the_largest_leaves_the_unit_has_are_used_and_never_larger_ones() {
+    for (large_pages, tables) in [(0b00, 2 + 512), (0b01, 2), (0b11, 1), (0b10, 2 + 512)] {
+        let model = UnitConfig {
+            large_pages,
+            address_widths: 0b0010,
+            ..UnitConfig::default()
+        };
+        let mut rig = Rig::prepared(Schedule::Lazy, &[model]);
+        let unit = &mut rig.units[0];
+        unit.create_domain(A).unwrap();
+        let before = unit.free_frames();
+        // 1 GiB at 1 GiB.
+        let pending = unit.map(A, 1 << 30, range(5 << 30, 1 << 30), Access::READ_WRITE);
+        unit.flush(pending.unwrap()).unwrap();
+        assert_eq!(before - unit.free_frames() + 1, tables, "{large_pages:#b}");
+        let pending = unit.attach(DEVICE, A).unwrap();
+        unit.flush(pending).unwrap();
+        unit.enable().unwrap();
+        assert_eq!(
+            rig.write(DEVICE, (1 << 30) + 0x12_3456),
+            Ok((5 << 30) + 0x12_3456)
+        );
+        rig.sound();
+    }
+}
+
+#[test]
+fn no_mapping_touches_the_interrupt_range_or_the_tables() {
+    let mut rig = Rig::one();
+    rig.attach(DEVICE, A);
+    let before = rig.machine.reach(0, DEVICE.0);
+    let unit = &mut rig.units[0];
+    let all = Access::READ_WRITE;
+    for (iova, memory) in [
+        (0x5000_0000, range(0xfee0_0000, 0x1000)),
+        (0x5000_0000, range(0xfeef_f000, 0x1000)),
+        (0x5000_0000, range(0xfed0_0000, 0x20_0000)),
+        (0xfee0_0000, range(0x5000_0000, 0x1000)),
+        (0xfee8_0000, range(0xfee8_0000, 0x1000)),
+        (0xc000_0000, range(0xc000_0000, 0x4000_0000)),
+    ] {
+        let error = unit.map(A, iova, memory, all).unwrap_err();
+        assert!(
+            matches!(error, MapError::InterruptRange { .. }),
+            "{error:?}"
+        );
+    }
+    for memory in [
+        arena(0),
+        range(arena(0).base().0 + 0x3000, 0x1000),
+        range(arena(0).base().0 - 0x1000, 0x2000),
+        range(0x4000_0000, 0x4000_0000),
+    ] {
+        let error = unit.map(A, 0x5_0000_0000, memory, all).unwrap_err();
+        assert!(matches!(error, MapError::OwnTables { .. }), "{error:?}");
+    }
+    assert_eq!(rig.machine.reach(0, DEVICE.0), before);
+    // Right up to it on both sides is well.
+    let unit = &mut rig.units[0];
+    let below = unit.map(A, 0xfec0_0000, range(0xfec0_0000, 0x20_0000), all);
+    let below = below.unwrap();
+    let above = unit.map(A, 0xfef0_0000, range(0xfef0_0000, 0x10_0000), all);
+    let both = below.merge(above.unwrap());
+    rig.flush(both);
+    assert_eq!(rig.write(DEVICE, 0xfedf_fff8), Ok(0xfedf_fff8));
+    assert_eq!(rig.write(DEVICE, 0xfef0_0000), Ok(0xfef0_0000));
+    rig.sound();
+}
+
+#[test]
+fn what_cannot_be_mapped_or_unmapped_changes_nothing() {
+    let mut rig = Rig::one();
+    rig.attach(DEVICE, A);
+    let before = rig.machine.reach(0, DEVICE.0);
+    let free = rig.units[0].free_frames();
+    let unit = &mut rig.units[0];
+    let all = Access::READ_WRITE;
+    let page = range(0x3_0000_0000, 0x1000);
+    let map = [
+        unit.map(DomainId(7), 0, page, all).err(),
+        unit.map(A, 1, page, all).err(),
+        unit.map(A, 0, range(0x1800, 0x1000), all).err(),
+        unit.map(A, 0, range(0x1000, 0x800), all).err(),
+        unit.map(A, 0, range(0x1000, 0), all).err(),
+        unit.map(A, 0, page, Access::empty()).err(),
+        unit.map(A, 1 << 39, page, all).err(),
+        unit.map(A, u64::MAX - 0xfff, page, all).err(),
+        unit.map(A, 0, range(1 << 46, 0x1000), all).err(),
+        unit.map(A, A_BASE, page, all).err(),
+        unit.map(A, A_BASE + PART - 0x1000, range(0x3_0000_0000, 0x2000), all)
+            .err(),
+        unit.map(A, A_BASE - 0x1000, range(0x3_0000_0000, 0x2000), all)
+            .err(),
+    ];
+    assert!(map.iter().all(Option::is_some), "{map:?}");
+    let unmap = [
+        unit.unmap(DomainId(7), 0, 0x1000).err(),
+        unit.unmap(A, A_BASE, 0).err(),
+        unit.unmap(A, A_BASE, 0x800).err(),
+        unit.unmap(A, A_BASE + 1, 0x1000).err(),
+        unit.unmap(A, u64::MAX - 0xfff, 0x1000).err(),
+        unit.unmap(A, A_BASE - 0x1000, 0x2000).err(),
+        unit.unmap(A, A_BASE, PART + 0x1000).err(),
+    ];
+    assert!(unmap.iter().all(Option::is_some), "{unmap:?}");
+    let split = unit.unmap(A, A_BASE, 0x1000);
+    assert!(
+        matches!(split, Err(UnmapError::WouldSplit { .. })),
+        "{split:?}"
+    );
+    assert_eq!(rig.machine.reach(0, DEVICE.0), before);
+    assert_eq!(rig.units[0].free_frames(), free);
+    rig.sound();
+}
+
+#[test]
+fn domains_and_devices_have_one_life_at_a_time() {
+    let model = UnitConfig {
+        domain_bits_code: 0,
+        ..UnitConfig::default()
+    };
+    let mut rig = Rig::up(Schedule::Lazy, &[model]);
+    let unit = &mut rig.units[0];
+    for id in [0, 16, 0xffff] {
+        let error = unit.create_domain(DomainId(id)).unwrap_err();
+        assert!(matches!(error, DomainError::IdOutOfRange { limit: 16, .. }));
+    }
+    assert_eq!(unit.create_domain(A), Err(DomainError::Exists(A)));
+    assert_eq!(unit.create_domain(DomainId(15)), Ok(()));
+    assert_eq!(
+        unit.destroy_domain(DomainId(9)),
+        Err(DomainError::Unknown(DomainId(9)))
+    );
+    let pending = unit.attach(DEVICE, A).unwrap();
+    unit.flush(pending).unwrap();
+    let twice = unit.attach(DEVICE, B).unwrap_err();
+    assert!(matches!(
+        twice,
+        AttachError::AlreadyAttached { domain: A, .. }
+    ));
+    assert!(matches!(
+        unit.destroy_domain(A),
+        Err(DomainError::Attached { devices: 1, .. })
+    ));
+    let blocked = unit.block(DEVICE);
+    assert_eq!(
+        unit.attach(DEVICE, B).unwrap_err(),
+        AttachError::NotFlushed(DEVICE)
+    );
+    assert!(matches!(
+        unit.destroy_domain(A),
+        Err(DomainError::Attached { .. })
+    ));
+    unit.flush(blocked).unwrap();
+    let free = unit.free_frames();
+    unit.destroy_domain(A).unwrap();
+    assert!(unit.free_frames() > free, "its tables are free again");
+    assert_eq!(
+        unit.attach(DEVICE, A).unwrap_err(),
+        AttachError::UnknownDomain(A)
+    );
+    let pending = unit.attach(DEVICE, B).unwrap();
+    unit.flush(pending).unwrap();
+    assert_eq!(rig.write(DEVICE, B_BASE), Ok(B_BASE));
+    rig.sound();
+}
+
+#[test]
+fn an_arena_that_runs_short_refuses_and_goes_on() {
+    let model = UnitConfig::default();
+    let machine = machine(Schedule::Lazy, std::slice::from_ref(&model));
+    let small = range(arena(0).base().0, 0x8000);
+    let mut unit = iommu::vtd::Unit::prepare(
+        machine.registers(0),
+        machine.memory(),
+        machine.clock(),
+        range(window(0), 0x1000),
+        small,
+        config(),
+    )
+    .unwrap();
+    unit.enable().unwrap();
+    unit.create_domain(A).unwrap();
+    // Every GiB needs a table of 2 MiB pages, every odd page one of 4 KiB pages as well.
+    let mut mapped = 0;
+    let error = loop {
+        let at = (8 + mapped) << 30 | 0x1000;
+        match unit.map(A, at, range(at, 0x1000), Access::READ_WRITE) {
+            Ok(pending) => unit.flush(pending).unwrap(),
+            Err(error) => break error,
+        }
+        mapped += 1;
+    };
+    assert!(matches!(error, MapError::ArenaFull { .. }), "{error:?}");
+    assert!(mapped >= 1);
+    while unit.free_frames() > 0 {
+        unit.create_domain(handoff_abi::DomainId(10 + unit.free_frames() as u16))
+            .unwrap();
+    }
+    assert_eq!(unit.create_domain(B), Err(DomainError::ArenaFull));
+    assert_eq!(unit.attach(DEVICE, A).unwrap_err(), AttachError::ArenaFull);
+    machine.audit();
+    machine.assert_no_violations();
+}
+
+proptest! {
+    /// Any set of mappings against a naive map of pages.
+    #[test]
+    fn mappings_are_what_was_asked_for(
+        large_pages in 0_u8..4,
+        widths in prop::sample::select(vec![0b0010_u8, 0b0100, 0b0110]),
+        maps in prop::collection::vec(
+            (0_u64..40, 0_u64..40, 1_u64..40, prop::sample::select(vec![1_u64, 1, 256, 512]), 1_u8..4),
+            1..12,
+        ),
+    ) {
+        let model = UnitConfig { large_pages, address_widths: widths, ..UnitConfig::default() };
+        let mut rig = Rig::prepared(Schedule::Lazy, &[model]);
+        let unit = &mut rig.units[0];
+        unit.create_domain(A).unwrap();
+        let mut oracle = std::collections::BTreeMap::new();
+        for (iova, at, count, unit_pages, access) in maps {
+            let (iova, at) = (iova * unit_pages, 0x10_0000 + at * unit_pages);
+            let count = count.min(16) * unit_pages;
+            let pages = iova..iova + count;
+            let free = pages.clone().all(|p| !oracle.contains_key(&p));
+            let access = Access::from_bits_retain(access);
+            let memory = range(at * 4096, count * 4096);
+            match unit.map(A, iova * 4096, memory, access) {
+                Ok(pending) => {
+                    prop_assert!(free, "mapped over a mapping");
+                    unit.flush(pending).unwrap();
+                    for page in pages {
+                        oracle.insert(page, (at + page - iova, access.bits()));
+                    }
+                }
+                Err(error) => prop_assert!(!free, "{:?}", error),
+            }
+        }
+        let pending = unit.attach(DEVICE, A).unwrap();
+        unit.flush(pending).unwrap();
+        unit.enable().unwrap();
+        let mut seen = std::collections::BTreeMap::new();
+        for run in rig.machine.reach(0, DEVICE.0) {
+            let access = u8::from(run.read) | u8::from(run.write) << 1;
+            for page in 0..run.length / 4096 {
+                seen.insert(run.iova / 4096 + page, (run.at / 4096 + page, access));
+            }
+        }
+        prop_assert_eq!(seen, oracle);
+        rig.sound();
+    }
+
+    /// A request in any place reaches what the naive answer says.
+    #[test]
+    fn any_request_is_answered_as_the_naive_answer_says(offset: u64, write: bool) {
+        let mut rig = Rig::one();
+        rig.attach(DEVICE, A);
+        let iova = if offset % 3 == 0 { offset } else { A_BASE - PART + offset % (3 * PART) };
+        let got = if write { rig.write(DEVICE, iova) } else { rig.read(DEVICE, iova) };
+        if (A_BASE..A_BASE + PART).contains(&iova) {
+            prop_assert_eq!(got, Ok(iova));
+        } else {
+            prop_assert!(got.is_err());
+        }
+        let stranger = RequesterId(offset as u16);
+        if stranger != DEVICE {
+            prop_assert!(rig.write(stranger, A_BASE).is_err());
+        }
+    }
+}

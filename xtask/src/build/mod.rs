@@ -1,0 +1,222 @@
+//! Builds the example kernels and the archive that the first of them finds beside itself.
+//!
+//! Each kernel is built with compiler flags of its own: a swap must not depend on two kernels being
+//! built alike. They share a target directory, apart from everything else's: cargo keeps what was
+//! built with other flags beside each other.
+
+mod broken;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) use broken::Broken;
+
+use crate::paths;
+use crate::setup::{KERNEL_TARGET, Toolchain};
+use crate::ui::{Screen, Step, bytes};
+
+/// How long one kernel may take to build, from nothing and with core from source.
+const DEADLINE: Duration = Duration::from_secs(12 * 60);
+
+/// The environment variable that tells a kernel's sources which kernel they make.
+const NAME_VARIABLE: &str = "BATON_KERNEL";
+
+/// How one kernel is built.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Recipe {
+    /// Its name, and that of its image without `.elf`.
+    pub(crate) name: &'static str,
+    /// The package with its sources.
+    pub(crate) package: &'static str,
+    /// Optimisation level.
+    opt_level: &'static str,
+    /// Further flags of the compiler.
+    flags: &'static [&'static str],
+}
+
+/// The kernels of the demo. The first one boots through PVH.
+pub(crate) const KERNELS: [Recipe; 3] = [
+    Recipe {
+        name: "alpha",
+        package: "alpha",
+        opt_level: "3",
+        flags: &[],
+    },
+    Recipe {
+        name: "beta",
+        package: "beta",
+        opt_level: "s",
+        flags: &["-Cforce-frame-pointers=yes", "-Ccodegen-units=1"],
+    },
+    Recipe {
+        name: "gamma",
+        package: "beta",
+        opt_level: "2",
+        flags: &["-Cforce-unwind-tables=no", "-Cinline-threshold=25"],
+    },
+];
+
+/// The images, built.
+#[derive(Clone, Debug)]
+pub(crate) struct Images {
+    /// The kernel that boots first.
+    pub(crate) first: PathBuf,
+    /// The archive with all images, whole and broken.
+    pub(crate) modules: PathBuf,
+    /// Every whole image, by name.
+    pub(crate) kernels: Vec<(&'static str, PathBuf)>,
+}
+
+impl Images {
+    /// The whole image called `name`.
+    pub(crate) fn kernel(&self, name: &str) -> Result<&Path> {
+        self.kernels
+            .iter()
+            .find(|(one, _)| *one == name)
+            .map(|(_, path)| path.as_path())
+            .with_context(|| format!("there is no kernel called {name}"))
+    }
+}
+
+/// Builds kernels and the archive. The first recipe is that of the kernel that boots first.
+pub(crate) fn run(toolchain: &Toolchain, recipes: &[Recipe], screen: &Screen) -> Result<Images> {
+    let step = screen.step("Build");
+    let directory = paths::target().join("kernels").join(toolchain.tag());
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let mut kernels = Vec::new();
+    for recipe in recipes {
+        let built = kernel(toolchain, recipe, &directory, &step)?;
+        let image = directory.join(format!("{}.elf", recipe.name));
+        fs::copy(&built, &image).with_context(|| format!("cannot copy {}", built.display()))?;
+        kernels.push((recipe.name, image));
+    }
+    let Some((_, first)) = kernels.first() else {
+        bail!("there is no kernel to build");
+    };
+    let modules = directory.join("modules.tar");
+    let mut archive = Archive::create(&modules)?;
+    for (name, path) in &kernels {
+        archive.add(&format!("{name}.elf"), &fs::read(path)?)?;
+    }
+    // The broken images are made from a real successor: all that is wrong with one is what its name
+    // says.
+    if let Some((_, successor)) = kernels.get(1) {
+        let whole = fs::read(successor)?;
+        for broken in Broken::ALL {
+            archive.add(broken.file_name(), &broken.made_from(&whole)?)?;
+        }
+    }
+    let size = archive.finish()?;
+    let first = first.clone();
+    let names: Vec<&str> = kernels.iter().map(|(name, _)| *name).collect();
+    step.done(&format!("{}; archive of {}", names.join(", "), bytes(size)));
+    Ok(Images {
+        first,
+        modules,
+        kernels,
+    })
+}
+
+/// Builds one kernel and returns its image.
+pub(crate) fn kernel(
+    toolchain: &Toolchain,
+    recipe: &Recipe,
+    directory: &Path,
+    step: &Step,
+) -> Result<PathBuf> {
+    let target = directory.join("build");
+    let run = toolchain
+        .kernel_cargo("build")
+        .arguments(["--release", "--package", recipe.package])
+        .set("CARGO_TARGET_DIR", &target)
+        // Two kernels may come from one package: the sources read their name from here.
+        .set(NAME_VARIABLE, recipe.name)
+        .set("CARGO_PROFILE_RELEASE_OPT_LEVEL", recipe.opt_level)
+        .set("CARGO_ENCODED_RUSTFLAGS", recipe.flags.join("\x1f"))
+        .unset("RUSTFLAGS")
+        .deadline(DEADLINE);
+    run.succeed(|line| step.progress(&format!("{}: {}", recipe.name, line.trim())))?;
+    let image = target
+        .join(KERNEL_TARGET)
+        .join("release")
+        .join(recipe.package);
+    if !image.is_file() {
+        bail!(
+            "{} was built, but {} is not there",
+            recipe.name,
+            image.display()
+        );
+    }
+    Ok(image)
+}
+
+/// An archive in the ustar format.
+struct Archive {
+    builder: tar::Builder<File>,
+    path: PathBuf,
+}
+
+impl Archive {
+    fn create(path: &Path) -> Result<Self> {
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self {
+            builder: tar::Builder::new(file),
+            path: path.to_path_buf(),
+        })
+    }
+
+    fn add(&mut self, name: &str, contents: &[u8]) -> Result<()> {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        self.builder.append_data(&mut header, name, contents)?;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<u64> {
+        self.builder.into_inner()?.sync_all()?;
+        Ok(fs::metadata(&self.path)?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Archive;
+    use std::io::Read;
+
+    #[test]
+    fn an_archive_is_the_same_every_time_and_reads_back() {
+        let path = std::env::temp_dir().join(format!("baton-archive-{}.tar", std::process::id()));
+        let make = || {
+            let mut archive = Archive::create(&path).unwrap();
+            archive.add("one.elf", b"contents").unwrap();
+            archive.add("two.elf", &[7; 1000]).unwrap();
+            let size = archive.finish().unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!(size, bytes.len() as u64);
+            bytes
+        };
+        let bytes = make();
+        assert_eq!(bytes, make());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(&bytes[257..263], b"ustar\0");
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let mut names = Vec::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let mut contents = Vec::new();
+            entry.read_to_end(&mut contents).unwrap();
+            names.push((entry.path().unwrap().display().to_string(), contents.len()));
+        }
+        assert_eq!(
+            names,
+            [("one.elf".to_owned(), 8), ("two.elf".to_owned(), 1000)]
+        );
+    }
+}

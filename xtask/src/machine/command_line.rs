@@ -1,0 +1,309 @@
+//! The emulator's command line.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::Files;
+
+/// The service's UDP port in the guest.
+const GUEST_PORT: u16 = 7777;
+
+/// The disk's size.
+const DISK_BYTES: u64 = 1 << 20;
+
+/// The first PCI slot of a root port. Slot 1 stays free: an AMD IOMMU takes it.
+const FIRST_SLOT: u32 = 2;
+
+/// Trace events that are cheap enough to be on all the time.
+pub(crate) const TRACE_ALWAYS: &[&str] = &[
+    "virtio_set_status",
+    "virtio_queue_notify",
+    "vtd_inv_desc*",
+    "vtd_dmar_fault",
+    "vtd_frr_new",
+    "vtd_reg_read",
+    "vtd_reg_write",
+    "vtd_reg_write_gcmd",
+    "pci_cfg_*",
+    "runstate_set",
+];
+
+/// Trace events that come with every access to a device by a CPU.
+pub(crate) const TRACE_MMIO: &str = "memory_region_ops_*";
+
+/// The remapping hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Iommu {
+    /// Intel VT-d with interrupt remapping.
+    #[value(name = "vt-d", alias = "vtd")]
+    VtD,
+    /// None at all.
+    None,
+}
+
+/// Time that is counted in instructions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Icount {
+    /// Nanoseconds of guest time for each instruction, as a power of two.
+    pub(crate) shift: u8,
+}
+
+/// A device that copies memory and raises interrupts on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Edu {
+    /// Alone below a root port of its own.
+    Alone,
+    /// Two of them below one conventional bridge, so that they share its requester id.
+    Pair,
+}
+
+/// What the machine is to be.
+#[derive(Clone, Debug)]
+pub(crate) struct MachineOptions {
+    /// CPUs.
+    pub(crate) cpus: u32,
+    /// RAM in MiB.
+    pub(crate) memory_mib: u64,
+    /// CPU model.
+    pub(crate) cpu_model: String,
+    /// Remapping hardware.
+    pub(crate) iommu: Iommu,
+    /// Further properties of the remapping hardware, such as `,caching-mode=on`.
+    pub(crate) iommu_properties: String,
+    /// Devices that copy memory, each on a bus of its own from bus 3 on.
+    pub(crate) edu: Vec<Edu>,
+    /// The first kernel.
+    pub(crate) kernel: PathBuf,
+    /// The archive with all images.
+    pub(crate) modules: Option<PathBuf>,
+    /// The first kernel's command line.
+    pub(crate) append: String,
+    /// Count instructions.
+    pub(crate) icount: Option<Icount>,
+    /// Trace events that are on from the start.
+    pub(crate) trace: Vec<String>,
+    /// Anything else.
+    pub(crate) extra: Vec<String>,
+}
+
+impl MachineOptions {
+    /// The demo's machine with `kernel`.
+    pub(crate) fn demo(kernel: &Path, modules: Option<&Path>) -> Self {
+        Self {
+            cpus: 4,
+            memory_mib: 2048,
+            cpu_model: "max".to_owned(),
+            iommu: Iommu::VtD,
+            iommu_properties: String::new(),
+            edu: vec![Edu::Alone, Edu::Alone, Edu::Alone, Edu::Pair],
+            kernel: kernel.to_path_buf(),
+            modules: modules.map(Path::to_path_buf),
+            append: String::new(),
+            icount: None,
+            trace: TRACE_ALWAYS.iter().map(|&name| name.to_owned()).collect(),
+            extra: Vec::new(),
+        }
+    }
+
+    /// The arguments, and the disk among the files.
+    pub(super) fn arguments(
+        &self,
+        files: &Files,
+        sockets: &Path,
+        service: SocketAddrV4,
+    ) -> Result<Vec<OsString>> {
+        let disk = files.directory.join("disk.img");
+        File::create(&disk)
+            .and_then(|file| file.set_len(DISK_BYTES))
+            .with_context(|| format!("cannot write {}", disk.display()))?;
+
+        let mut line = Line(Vec::new());
+        line.pair("-machine", "q35,accel=tcg");
+        line.pair("-cpu", &self.cpu_model);
+        line.pair("-smp", &self.cpus.to_string());
+        line.pair("-m", &format!("{}M", self.memory_mib));
+        line.one("-nodefaults").one("-no-user-config").one("-S");
+        line.pair("-display", "none");
+        line.pair("-msg", "timestamp=on");
+        if let Some(icount) = self.icount {
+            line.pair("-icount", &format!("shift={},sleep=off", icount.shift));
+        }
+        self.devices(&mut line, &disk, service);
+        line.pair(
+            "-object",
+            &format!(
+                "filter-dump,id=packets,netdev=net,file={}",
+                escaped(&files.packets())
+            ),
+        );
+        for name in ["qmp", "com1", "com2"] {
+            let path = escaped(&sockets.join(name));
+            line.pair("-chardev", &format!("socket,id={name},path={path}"));
+        }
+        line.pair("-mon", "chardev=qmp,mode=control");
+        line.pair("-serial", "chardev:com1");
+        line.pair("-serial", "chardev:com2");
+        let firmware = escaped(&files.firmware());
+        line.pair("-chardev", &format!("file,id=firmware,path={firmware}"));
+        line.pair("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
+
+        line.pair("-d", "guest_errors");
+        for pattern in &self.trace {
+            line.pair("-trace", pattern);
+        }
+        line.one("-D").path(&files.trace());
+        line.one("-kernel").path(&self.kernel);
+        if let Some(modules) = &self.modules {
+            line.one("-initrd").path(modules);
+        }
+        if !self.append.is_empty() {
+            line.pair("-append", &self.append);
+        }
+        line.0.extend(self.extra.iter().map(OsString::from));
+        Ok(line.0)
+    }
+
+    fn devices(&self, line: &mut Line, disk: &Path, service: SocketAddrV4) {
+        let behind = match self.iommu {
+            // It must stand before the devices: some choose their address space when plugged.
+            Iommu::VtD => {
+                line.pair(
+                    "-device",
+                    &format!("intel-iommu,intremap=on{}", self.iommu_properties),
+                );
+                "iommu_platform=on,disable-legacy=on"
+            }
+            Iommu::None => "disable-legacy=on",
+        };
+        let mut slot = FIRST_SLOT;
+        let mut root_port = |line: &mut Line| {
+            let number = slot - FIRST_SLOT + 1;
+            line.pair(
+                "-device",
+                &format!("pcie-root-port,id=port{number},chassis={number},addr={slot:#x}"),
+            );
+            slot += 1;
+            number
+        };
+
+        let port = root_port(line);
+        line.pair(
+            "-netdev",
+            &format!(
+                "user,id=net,hostfwd=udp:{}:{}-:{GUEST_PORT}",
+                service.ip(),
+                service.port()
+            ),
+        );
+        line.pair(
+            "-device",
+            // Without an option ROM: the firmware's network boot would drive the device first.
+            &format!(
+                "virtio-net-pci,id=nic,netdev=net,bus=port{port},{behind},ioeventfd=off,romfile="
+            ),
+        );
+        let port = root_port(line);
+        line.pair(
+            "-drive",
+            &format!("if=none,id=disk,format=raw,file={}", escaped(disk)),
+        );
+        line.pair(
+            "-device",
+            &format!("virtio-blk-pci,id=blk,drive=disk,bus=port{port},{behind},ioeventfd=off"),
+        );
+
+        // The mask is all ones, or the device cuts addresses silently and a fence seems to hold.
+        let edu =
+            |bus: &str, name: &str| format!("edu,id={name},bus={bus},dma_mask=0xffffffffffffffff");
+        for (number, kind) in (1..).zip(&self.edu) {
+            let port = root_port(line);
+            match kind {
+                Edu::Alone => line.pair(
+                    "-device",
+                    &edu(&format!("port{port}"), &format!("edu{number}")),
+                ),
+                Edu::Pair => {
+                    let bridge = format!("bridge{number}");
+                    line.pair(
+                        "-device",
+                        &format!("pcie-pci-bridge,id={bridge},bus=port{port}"),
+                    );
+                    for (half, slot) in [("a", 1), ("b", 2)] {
+                        let device = edu(&bridge, &format!("edu{number}{half}"));
+                        line.pair("-device", &format!("{device},addr={slot}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A command line as it grows.
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn one(&mut self, argument: &str) -> &mut Self {
+        self.0.push(argument.into());
+        self
+    }
+
+    fn path(&mut self, argument: &Path) {
+        self.0.push(argument.into());
+    }
+
+    fn pair(&mut self, option: &str, value: &str) {
+        self.one(option).one(value);
+    }
+}
+
+/// A path inside an option: a comma is doubled.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Files, Iommu, MachineOptions};
+    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::path::Path;
+
+    fn shown(options: &MachineOptions, name: &str) -> String {
+        let directory =
+            std::env::temp_dir().join(format!("baton-line-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let files = Files {
+            directory: directory.clone(),
+        };
+        let service = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 4711);
+        let line = options.arguments(&files, Path::new("/s"), service).unwrap();
+        std::fs::remove_dir_all(directory).unwrap();
+        let words: Vec<String> = line
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn the_remapping_hardware_stands_before_every_device_behind_it() {
+        let line = shown(&MachineOptions::demo(Path::new("k"), None), "order");
+        let iommu = line.find("intel-iommu").unwrap();
+        for device in ["virtio-net-pci", "virtio-blk-pci", "edu,"] {
+            assert!(iommu < line.find(device).unwrap(), "{device}");
+        }
+        assert!(line.contains("hostfwd=udp:127.0.0.1:4711-:7777"));
+        assert_eq!(line.matches("dma_mask=0xffffffffffffffff").count(), 5);
+    }
+
+    #[test]
+    fn without_remapping_hardware_no_device_asks_for_it() {
+        let mut options = MachineOptions::demo(Path::new("k"), None);
+        options.iommu = Iommu::None;
+        let line = shown(&options, "none");
+        assert!(!line.contains("iommu"), "{line}");
+    }
+}

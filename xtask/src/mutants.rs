@@ -1,0 +1,415 @@
+//! Seeded mistakes in the VT-d driver: each must be caught by the strict tests.
+//!
+//! A mutant is a file in `iommu/mutants` that names a source file, says what it breaks, and gives a
+//! snippet of the source with its replacement. The crates concerned are copied to a workspace of
+//! their own under `target/mutants`, one mutant at a time is applied there, and the tests are run
+//! against it. A mutant that does not apply, does not compile or that no test notices is an error.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What the copied workspace is made of.
+const CRATES: [&str; 3] = ["handoff-abi", "iommu", "iommu/model"];
+/// The integration tests of `iommu` that have to notice.
+const TESTS: &str = "strict_*";
+/// The longest a run of the tests may take. A mutant that hangs them is caught by that.
+const LIMIT: Duration = Duration::from_secs(300);
+/// The longest a build may take. Nothing is learnt from a build that takes longer.
+const BUILD_LIMIT: Duration = Duration::from_secs(1800);
+/// How many random cases each property is tried with.
+const CASES: &str = "48";
+
+/// Why the run failed.
+#[derive(Debug)]
+pub enum Error {
+    /// A file could not be read, written or copied, or a command not be started.
+    Io(PathBuf, io::Error),
+    /// A mutant's file is not in the form it should be.
+    Malformed(PathBuf, &'static str),
+    /// The tests fail, or do not compile, without any mutant.
+    Baseline(String),
+    /// There is nothing to run, or nothing of the name that was asked for.
+    NoMutants,
+    /// Mutants that did not apply, did not compile or survived.
+    Failed(Vec<Outcome>),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Malformed(path, why) => write!(f, "{}: {why}", path.display()),
+            Self::Baseline(output) => write!(f, "the tests fail without a mutant:\n{output}"),
+            Self::NoMutants => f.write_str("no such mutants"),
+            Self::Failed(outcomes) => {
+                writeln!(f, "{} mutants are not caught:", outcomes.len())?;
+                outcomes.iter().try_for_each(|o| writeln!(f, "  {o}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// How it went with one mutant.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// These tests failed.
+    Caught(Vec<String>),
+    /// The tests did not end in time.
+    Hung,
+    /// Its snippet is not in the source exactly once.
+    DoesNotApply(usize),
+    /// The compiler refuses it.
+    DoesNotCompile(String),
+    /// Every test passed.
+    Survived,
+}
+
+/// One mutant and how it went.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The mutant's name: its file's, without the extension.
+    pub name: String,
+    /// What it breaks.
+    pub breaks: String,
+    /// How it went.
+    pub verdict: Verdict,
+}
+
+impl Outcome {
+    /// Whether the tests noticed.
+    #[must_use]
+    pub fn caught(&self) -> bool {
+        matches!(self.verdict, Verdict::Caught(_) | Verdict::Hung)
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}): ", self.name, self.breaks)?;
+        match &self.verdict {
+            Verdict::Caught(tests) => {
+                let first = tests.first().map_or("?", String::as_str);
+                write!(f, "caught by {} tests, {first}", tests.len())
+            }
+            Verdict::Hung => f.write_str("caught: the tests never ended"),
+            Verdict::DoesNotApply(times) => {
+                write!(f, "does not apply: its snippet is there {times} times")
+            }
+            Verdict::DoesNotCompile(output) => write!(f, "does not compile:\n{output}"),
+            Verdict::Survived => f.write_str("SURVIVED"),
+        }
+    }
+}
+
+/// Runs all mutants, or those whose name contains `only`. `root` is the repository; `progress` is
+/// told of each as it is done.
+///
+/// # Errors
+/// See [`Error`]. All mutants are tried before [`Error::Failed`] is given.
+pub fn run(
+    root: &Path,
+    only: Option<&str>,
+    mut progress: impl FnMut(&Outcome),
+) -> Result<Vec<Outcome>, Error> {
+    let mut mutants = Mutant::all(&root.join("iommu/mutants"))?;
+    if let Some(only) = only {
+        mutants.retain(|mutant| mutant.name.contains(only));
+    }
+    if mutants.is_empty() {
+        return Err(Error::NoMutants);
+    }
+    let workspace = Workspace::copy(root)?;
+    match workspace.test()? {
+        Verdict::Survived => {}
+        other => {
+            let outcome = Outcome {
+                name: "no mutant".into(),
+                breaks: "nothing".into(),
+                verdict: other,
+            };
+            return Err(Error::Baseline(outcome.to_string()));
+        }
+    }
+    let mut outcomes = Vec::new();
+    for mutant in mutants {
+        let verdict = workspace.with(&mutant)?;
+        let outcome = Outcome {
+            name: mutant.name,
+            breaks: mutant.breaks,
+            verdict,
+        };
+        progress(&outcome);
+        outcomes.push(outcome);
+    }
+    let failed: Vec<_> = outcomes.iter().filter(|o| !o.caught()).cloned().collect();
+    if failed.is_empty() {
+        Ok(outcomes)
+    } else {
+        Err(Error::Failed(failed))
+    }
+}
+
+/// A mistake to make.
+struct Mutant {
+    name: String,
+    breaks: String,
+    file: PathBuf,
+    original: String,
+    replacement: String,
+}
+
+impl Mutant {
+    fn all(directory: &Path) -> Result<Vec<Self>, Error> {
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(directory).map_err(at(directory))? {
+            let path = entry.map_err(at(directory))?.path();
+            if path.extension().is_some_and(|e| e == "mutant") {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        paths.iter().map(|path| Self::read(path)).collect()
+    }
+
+    /// The form: `file:` and `breaks:` lines, `--- original`, the snippet, `+++ mutant`, the
+    /// replacement.
+    fn read(path: &Path) -> Result<Self, Error> {
+        let text = fs::read_to_string(path).map_err(at(path))?;
+        let malformed = |why| Error::Malformed(path.into(), why);
+        let (head, rest) = text
+            .split_once("--- original\n")
+            .ok_or(malformed("no line `--- original`"))?;
+        let (original, replacement) = rest
+            .split_once("+++ mutant\n")
+            .ok_or(malformed("no line `+++ mutant`"))?;
+        let field = |name: &str| {
+            head.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .map(|value| value.trim().to_owned())
+        };
+        if original.trim().is_empty() || original == replacement {
+            return Err(malformed("the snippet is empty or not changed"));
+        }
+        Ok(Self {
+            name: path
+                .file_stem()
+                .map(|stem| stem.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            breaks: field("breaks:").ok_or(malformed("no line `breaks:`"))?,
+            file: field("file:").ok_or(malformed("no line `file:`"))?.into(),
+            original: original.into(),
+            replacement: replacement.into(),
+        })
+    }
+}
+
+/// The copy that mutants are applied to.
+struct Workspace {
+    root: PathBuf,
+    target: PathBuf,
+}
+
+impl Workspace {
+    fn copy(from: &Path) -> Result<Self, Error> {
+        let base = from.join("target/mutants");
+        let root = base.join("workspace");
+        if root.exists() {
+            fs::remove_dir_all(&root).map_err(at(&root))?;
+        }
+        for name in CRATES {
+            copy_directory(&from.join(name), &root.join(name))?;
+        }
+        let lock = from.join("Cargo.lock");
+        fs::copy(&lock, root.join("Cargo.lock")).map_err(at(&lock))?;
+        let manifest = from.join("Cargo.toml");
+        let text = fs::read_to_string(&manifest).map_err(at(&manifest))?;
+        let path = root.join("Cargo.toml");
+        fs::write(&path, reduced_manifest(&text)).map_err(at(&path))?;
+        Ok(Self {
+            root,
+            target: base.join("build"),
+        })
+    }
+
+    /// The verdict on one mutant; the source is put back as it was.
+    fn with(&self, mutant: &Mutant) -> Result<Verdict, Error> {
+        let path = self.root.join(&mutant.file);
+        let source = fs::read_to_string(&path).map_err(at(&path))?;
+        let times = source.matches(&mutant.original).count();
+        if times != 1 {
+            return Ok(Verdict::DoesNotApply(times));
+        }
+        let mutated = source.replacen(&mutant.original, &mutant.replacement, 1);
+        fs::write(&path, mutated).map_err(at(&path))?;
+        let verdict = self.test();
+        fs::write(&path, source).map_err(at(&path))?;
+        verdict
+    }
+
+    fn cargo(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+        command
+            .args([
+                "test",
+                "--offline",
+                "--quiet",
+                "-p",
+                "iommu",
+                "--test",
+                TESTS,
+            ])
+            .args(arguments)
+            .current_dir(&self.root)
+            .env("CARGO_TARGET_DIR", &self.target)
+            .env("PROPTEST_CASES", CASES)
+            // A failing case of a mutant is nobody's regression.
+            .env("PROPTEST_FAILURE_PERSISTENCE", "off")
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Builds and runs the tests. `Survived` says that all passed.
+    fn test(&self) -> Result<Verdict, Error> {
+        let (built, output) = self.run(self.cargo(&["--no-run"]), "build", BUILD_LIMIT)?;
+        if !built.is_some_and(|status| status.success()) {
+            return Ok(Verdict::DoesNotCompile(last_lines(&output, 30)));
+        }
+        let (ran, output) = self.run(self.cargo(&["--no-fail-fast"]), "run", LIMIT)?;
+        Ok(match ran {
+            None => Verdict::Hung,
+            Some(status) if status.success() => Verdict::Survived,
+            Some(_) => Verdict::Caught(failed_tests(&output)),
+        })
+    }
+
+    /// Runs a command to its end or to the limit; `None` where it had to be ended.
+    fn run(
+        &self,
+        mut command: Command,
+        what: &str,
+        limit: Duration,
+    ) -> Result<(Option<ExitStatus>, String), Error> {
+        let log = self.target.with_file_name(format!("{what}.log"));
+        let out = fs::File::create(&log).map_err(at(&log))?;
+        let err = out.try_clone().map_err(at(&log))?;
+        let mut child = command
+            .stdout(out)
+            .stderr(err)
+            .process_group(0)
+            .spawn()
+            .map_err(at(Path::new("cargo")))?;
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(at(&log))? {
+                break Some(status);
+            }
+            if started.elapsed() > limit {
+                // The whole group: cargo's child is what hangs.
+                let group = format!("-{}", child.id());
+                Command::new("kill")
+                    .args(["-KILL", "--", &group])
+                    .status()
+                    .map_err(at(Path::new("kill")))?;
+                child.wait().map_err(at(&log))?;
+                break None;
+            }
+            // There is nothing to be told when a child ends but by asking.
+            thread::sleep(Duration::from_millis(20));
+        };
+        let output = fs::read(&log).map_err(at(&log))?;
+        Ok((status, String::from_utf8_lossy(&output).into_owned()))
+    }
+}
+
+/// The names under the last heading `failures:` of each test binary's output.
+fn failed_tests(output: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut listing = false;
+    for line in output.lines() {
+        if line == "failures:" {
+            listing = true;
+        } else if let Some(name) = line.strip_prefix("    ").filter(|_| listing) {
+            if !name.contains(' ') && !names.iter().any(|n| n == name) {
+                names.push(name.to_owned());
+            }
+        } else if !line.is_empty() {
+            listing = false;
+        }
+    }
+    names
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// The root manifest with only the crates that are copied, built for quick turns.
+fn reduced_manifest(text: &str) -> String {
+    let members: String = CRATES.iter().map(|c| format!("    \"{c}\",\n")).collect();
+    let mut out = format!("[workspace]\nresolver = \"3\"\nmembers = [\n{members}]\n");
+    let mut keep = false;
+    for line in text.lines() {
+        if line.starts_with('[') {
+            keep = line != "[workspace]" && !line.starts_with("[profile");
+        }
+        if keep {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out.push_str("[profile.dev]\nopt-level = 1\ndebug = 0\n");
+    out
+}
+
+fn copy_directory(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::create_dir_all(to).map_err(at(to))?;
+    for entry in fs::read_dir(from).map_err(at(from))? {
+        let entry = entry.map_err(at(from))?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().map_err(at(&path))?.is_dir() {
+            if entry.file_name() != "target" {
+                copy_directory(&path, &target)?;
+            }
+        } else {
+            fs::copy(&path, &target).map_err(at(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
+    |error| Error::Io(path.into(), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_failed_tests_are_found() {
+        let output = "running 3 tests\n..F\nfailures:\n\n---- one::two stdout ----\n\
+                      thread panicked\n\n\nfailures:\n    one::two\n    three\n\n\
+                      test result: FAILED. 1 passed\n    not::this\n";
+        assert_eq!(failed_tests(output), ["one::two", "three"]);
+    }
+
+    #[test]
+    fn the_reduced_manifest_keeps_what_the_crates_inherit() {
+        let text = "[workspace]\nmembers = [\n    \"x\",\n]\nexclude = [\"fuzz\"]\n\n\
+                    [workspace.package]\nversion = \"1\"\n\n[profile.dev]\npanic = \"abort\"\n";
+        let reduced = reduced_manifest(text);
+        assert!(reduced.contains("[workspace.package]\nversion = \"1\""));
+        assert!(!reduced.contains("exclude") && !reduced.contains("\"x\""));
+        assert!(!reduced.contains("abort"));
+    }
+}

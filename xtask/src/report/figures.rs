@@ -1,0 +1,341 @@
+//! The figures that are only known when everything is over: from the trace, the packets and the
+//! client's books.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+
+use crate::client::Snapshot;
+use crate::client::arrivals::{gaps, longest_in, median_outside, served_by};
+use crate::event::Line;
+use crate::session::{Evidence, NIC, owners};
+use crate::trace::{Fault, Trace};
+
+use super::{Attempt, Fence, LoadSums, Rate, Report, Swap, sources};
+
+/// How long after the new kernel says it serves the client may still notice.
+const AFTERWARDS: u64 = 500_000_000;
+
+/// The interval in which answers are counted for the picture.
+const RATE_INTERVAL: u64 = 50_000_000;
+
+/// What this emulator does not enforce or record, whatever the fence says.
+const NOT_ENFORCED: &[&str] = &[
+    "a DMA write to 0xfee00000-0xfeefffff is delivered as an interrupt without a check of its source",
+    "a compatibility-format MSI is delivered although interrupt remapping is on and CFI is off",
+    "a blocked interrupt leaves no fault record",
+    "a write to a page that the IOTLB holds as read-only is blocked without a fault record",
+    "a second fault of the same source is not recorded while the first one stands",
+    "a missing invalidation of the interrupt entry cache does not show: entries are not cached",
+    "a missing cache flush does not show although the unit says that it is not coherent",
+    "a triple fault resets the whole machine",
+];
+
+/// The report of a session that is over: its figures, and whatever is not as it must be.
+pub(crate) fn report(evidence: &Evidence) -> Report {
+    let mut report = Report {
+        swaps: evidence.swaps.clone(),
+        owners: owners::phases(&evidence.said),
+        versions: evidence.versions.clone(),
+        handoff_bytes: evidence.handoff_bytes,
+        reclaimed: evidence.reclaimed.clone().unwrap_or_default(),
+        firmware_reboots: evidence.reboots,
+        sources: sources(),
+        ..Report::default()
+    };
+    let spans: Vec<(u64, u64)> = report
+        .swaps
+        .iter()
+        .map(|swap| (swap.times.handover, swap.times.serving + AFTERWARDS))
+        .collect();
+    let arrivals = &evidence.load.arrivals;
+    let median = median_outside(arrivals, &spans);
+    // The kernel before the first swap has served from the start.
+    let mut since = 0;
+    for (index, (swap, &span)) in report.swaps.iter_mut().zip(&spans).enumerate() {
+        swap.client_median_gap_us = median.map(|gap| gap / 1_000);
+        swap.client_gap_us = longest_in(arrivals, span).map(|gap| gap.nanoseconds() / 1_000);
+        books(swap, index, evidence);
+        if let Err(error) = traced(swap, since, span.1, &evidence.trace) {
+            report.failures.push(format!("{error:#}"));
+        }
+        since = swap.times.serving;
+    }
+    fence(&mut report.fence, evidence);
+    report.load = sums(evidence, median);
+    report
+        .failures
+        .extend(evidence.said.iter().flatten().filter_map(trouble));
+    let found = judge(&report, evidence);
+    report.failures.extend(found);
+    report
+}
+
+/// What a kernel says when something went wrong that no step waits for.
+fn trouble(line: &Line) -> Option<String> {
+    const WORDS: [&str; 5] = ["trouble", "panic", "exception", "failed", "disallowed"];
+    let event = line.event.as_ref()?;
+    WORDS
+        .contains(&event.word.as_str())
+        .then(|| format!("a kernel said: {}", line.text))
+}
+
+/// The client's figures from this hand-over to the next one.
+fn books(swap: &mut Swap, index: usize, evidence: &Evidence) {
+    let begin = evidence.books.get(index).copied().unwrap_or_default();
+    let last = index + 1 == evidence.books.len();
+    let end = evidence.books.get(index + 1).copied().unwrap_or(Snapshot {
+        totals: evidence.load.totals,
+        lost_writes: evidence.load.lost_writes,
+        duplicated_writes: evidence.load.duplicated_writes,
+        last_sequence: u64::MAX,
+    });
+    // What only the final reading shows belongs to nobody in particular: the last swap has it.
+    let (lost, duplicated) = if last {
+        (evidence.load.lost_writes, evidence.load.duplicated_writes)
+    } else {
+        (end.lost_writes, end.duplicated_writes)
+    };
+    swap.sent = end.totals.sent - begin.totals.sent;
+    swap.acked_writes = end.totals.acked_writes - begin.totals.acked_writes;
+    swap.lost_writes = lost - begin.lost_writes;
+    swap.duplicated_writes = duplicated - begin.duplicated_writes;
+    let sent: BTreeSet<u64> = evidence
+        .load
+        .sequences
+        .iter()
+        .copied()
+        .filter(|sequence| (begin.last_sequence + 1..=end.last_sequence).contains(sequence))
+        .collect();
+    let dropped = evidence.packets.dropped(&sent);
+    let unanswered = sent
+        .iter()
+        .filter(|sequence| evidence.packets.requests.contains(sequence))
+        .filter(|sequence| !evidence.packets.replies.contains(sequence))
+        .count() as u64;
+    swap.dropped_packets = dropped.before_device + unanswered;
+}
+
+/// The emulator's figures around a transfer. `since` is when the old kernel began to serve.
+fn traced(swap: &mut Swap, since: u64, until: u64, trace: &Trace) -> Result<()> {
+    let handover = swap.times.handover;
+    // The CPUs that rang while the old kernel served are the old ones. Right after a transfer the
+    // kernel before it may still have rung: then only the last one to ring before the command is.
+    let ringers: Vec<u32> = trace
+        .transmit_doorbells(NIC, (since, handover))
+        .filter_map(|bell| bell.cpu)
+        .collect();
+    let Some(&last) = ringers.last() else {
+        bail!(
+            "nobody served before swap {}: the trace has no doorbell",
+            swap.number
+        );
+    };
+    let bells = trace
+        .handed_over(NIC, (since, until), &ringers)
+        .or_else(|| trace.handed_over(NIC, (handover, until), &[last]));
+    match bells {
+        Some((last, first)) => {
+            swap.blackout_ns = Some(first.at - last.at);
+            swap.times.last_doorbell = Some(last.at);
+            swap.times.first_doorbell = Some(first.at);
+        }
+        None => bail!(
+            "the trace shows no hand-over of the transmit queue in swap {} from CPU {last}",
+            swap.number
+        ),
+    }
+    let during = (handover, swap.times.serving.max(handover));
+    swap.device_resets = trace.device_resets_between(during).values().sum::<u64>()
+        + trace.bus_resets_between(during);
+    swap.fence = trace.fence_between((swap.times.launch.unwrap_or(handover), swap.times.serving));
+    Ok(())
+}
+
+fn fence(fence: &mut Fence, evidence: &Evidence) {
+    let counts = evidence.trace.fence();
+    fence.invalidation_commands = counts.invalidation_commands;
+    fence.waits = counts.waits;
+    fence.mmio_writes = counts.mmio_writes;
+    fence.mmio_reads = counts.mmio_reads;
+    fence.not_enforced_by_emulator = NOT_ENFORCED.iter().map(|&one| one.to_owned()).collect();
+    let mut used: BTreeSet<Fault> = BTreeSet::new();
+    for (attempt, between) in &evidence.attempts {
+        let mut attempt = attempt.clone();
+        let memory = matches!(attempt.kind.as_str(), "read" | "write");
+        if memory {
+            fence.memory_attempts += 1;
+            let fault = evidence
+                .trace
+                .faults_between(*between)
+                .find(|fault| !used.contains(fault) && matches(fault, &attempt));
+            if let Some(fault) = fault {
+                used.insert(*fault);
+                attempt.confirmed = true;
+            }
+        }
+        fence.attempts += 1;
+        fence.blocked += u64::from(attempt.blocked && (attempt.confirmed || !memory));
+        fence.fault_records += u64::from(attempt.confirmed);
+        fence.all.push(attempt);
+    }
+}
+
+/// Whether `fault` is what the kernel says its attempt left behind.
+fn matches(fault: &Fault, attempt: &Attempt) -> bool {
+    // Fault records name the page.
+    let page = |address: u64| address & !0xfff;
+    attempt.record.as_ref().is_some_and(|record| {
+        record.source == fault.source && page(record.address) == page(fault.address)
+    }) && (attempt.kind == "write") == fault.write
+}
+
+fn sums(evidence: &Evidence, median: Option<u64>) -> LoadSums {
+    let load = evidence.load;
+    let dropped = evidence.packets.dropped(&load.sequences);
+    LoadSums {
+        sent: load.totals.sent,
+        answered: load.totals.answered,
+        acked_writes: load.totals.acked_writes,
+        read_back: load.read_back,
+        read_back_unanswered: load.read_back_unanswered,
+        lost_writes: load.lost_writes,
+        duplicated_writes: load.duplicated_writes,
+        unanswered: load.totals.unanswered,
+        duplicate_replies: load.totals.duplicate_replies,
+        wrong_replies: load.totals.strange + load.totals.wrong_values + load.totals.refused,
+        dropped_before_device: dropped.before_device,
+        dropped_inside: dropped.inside,
+        median_gap_ns: median,
+        longest_gaps: LoadSums::longest(gaps(&load.arrivals).collect()),
+        rate: Rate::of(
+            load.arrivals.iter().map(|arrival| arrival.at),
+            RATE_INTERVAL,
+        ),
+        served_by: served_by(&load.arrivals)
+            .iter()
+            .map(|arrival| (char::from(arrival.kernel).to_string(), arrival.at))
+            .collect(),
+        complaints: load.complaints.clone(),
+    }
+}
+
+/// Everything that is not as it must be, in words.
+fn judge(report: &Report, evidence: &Evidence) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut check = |good: bool, text: String| {
+        if !good {
+            failures.push(text);
+        }
+    };
+    let load = &report.load;
+    check(
+        load.lost_writes == 0,
+        format!("{} acknowledged writes were lost", load.lost_writes),
+    );
+    check(
+        load.duplicated_writes == 0,
+        format!(
+            "{} writes were applied more than once",
+            load.duplicated_writes
+        ),
+    );
+    check(
+        load.unanswered == 0,
+        format!("{} requests were never answered", load.unanswered),
+    );
+    check(
+        load.wrong_replies == 0,
+        format!("{} answers were wrong", load.wrong_replies),
+    );
+    check(
+        load.read_back > 0 && load.read_back_unanswered == 0,
+        format!(
+            "{} of {} keys could not be read again at the end",
+            load.read_back_unanswered, load.read_back
+        ),
+    );
+    check(
+        evidence.load.applied == load.acked_writes || load.unanswered > 0,
+        format!(
+            "the store applied {} writes and acknowledged {}",
+            evidence.load.applied, load.acked_writes
+        ),
+    );
+    check(
+        report.firmware_reboots == 0,
+        format!("the machine was rebooted {} times", report.firmware_reboots),
+    );
+    for swap in &report.swaps {
+        let number = swap.number;
+        check(
+            swap.device_resets == 0,
+            format!("swap {number} reset {} devices", swap.device_resets),
+        );
+        check(
+            swap.dropped_packets == 0,
+            format!("swap {number} dropped {} packets", swap.dropped_packets),
+        );
+        check(
+            swap.bytes_copied.is_none_or(|bytes| bytes == 0),
+            format!(
+                "swap {number} copied {} bytes",
+                swap.bytes_copied.unwrap_or(0)
+            ),
+        );
+        check(
+            swap.ring_addresses_before == swap.ring_addresses_after,
+            format!("swap {number} moved the rings"),
+        );
+    }
+    let fence = &report.fence;
+    check(
+        fence.blocked == fence.attempts,
+        format!(
+            "{} of {} attempts were not blocked",
+            fence.attempts - fence.blocked,
+            fence.attempts
+        ),
+    );
+    check(
+        fence.fault_records == fence.memory_attempts,
+        format!(
+            "{} of {} attempts on memory left a record that the emulator confirms",
+            fence.fault_records, fence.memory_attempts
+        ),
+    );
+    failures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+    use crate::report::{Attempt, Record};
+    use crate::trace::Fault;
+
+    #[test]
+    fn a_fault_must_agree_with_the_record_in_everything() {
+        let fault = Fault {
+            at: 0,
+            source: 0x300,
+            reason: 5,
+            address: 0x12_3000,
+            write: true,
+        };
+        let attempt = |kind: &str, source: u16, address: u64| Attempt {
+            kind: kind.to_owned(),
+            record: Some(Record {
+                source,
+                address,
+                reason: "5".to_owned(),
+            }),
+            ..Attempt::default()
+        };
+        assert!(matches(&fault, &attempt("write", 0x300, 0x12_3000)));
+        assert!(matches(&fault, &attempt("write", 0x300, 0x12_3010)));
+        assert!(!matches(&fault, &attempt("read", 0x300, 0x12_3000)));
+        assert!(!matches(&fault, &attempt("write", 0x400, 0x12_3000)));
+        assert!(!matches(&fault, &attempt("write", 0x300, 0x12_4000)));
+        assert!(!matches(&fault, &Attempt::default()));
+    }
+}

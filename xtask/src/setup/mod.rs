@@ -1,0 +1,311 @@
+//! Set-up: finds out what is missing and installs it.
+//!
+//! What to do next is decided by [`next`] from a handful of facts, apart from the code that finds the
+//! facts and does the work. So the decisions are tested on any machine.
+
+mod facts;
+mod install;
+mod toolchain;
+
+use anyhow::{Result, bail};
+
+pub(crate) use facts::qemu_version;
+pub(crate) use toolchain::{KERNEL_TARGET, Toolchain};
+
+use crate::ui::Screen;
+use facts::{Facts, Privilege};
+
+/// Where core for the kernels comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Source {
+    /// rustup's ready-made target where possible, else the distribution's source packages.
+    Auto,
+    /// rustup's ready-made target only.
+    Rustup,
+    /// The distribution's compiler, which builds core from the distribution's source package.
+    Distribution,
+}
+
+/// What the set-up may do.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SetupOptions {
+    /// Where core for the kernels comes from.
+    #[arg(
+        long,
+        value_enum,
+        default_value = "auto",
+        env = "BATON_TOOLCHAIN",
+        global = true
+    )]
+    pub(crate) toolchain: Source,
+    /// Install nothing: say what is missing and stop.
+    #[arg(long, env = "BATON_NO_INSTALL", global = true)]
+    pub(crate) no_install: bool,
+}
+
+/// One thing to install.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Install these packages with apt.
+    Packages(Vec<&'static str>),
+    /// Add the kernels' target to rustup's toolchain.
+    RustupTarget,
+}
+
+impl Action {
+    /// The command that does it, to be typed by a person who may.
+    fn by_hand(&self) -> String {
+        match self {
+            Self::Packages(names) => format!(
+                "sudo apt-get install --no-install-recommends {}",
+                names.join(" ")
+            ),
+            Self::RustupTarget => format!("rustup target add {KERNEL_TARGET}"),
+        }
+    }
+}
+
+/// Why the set-up cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// Something is missing that may not be installed from here.
+    NotAllowed(Action),
+    /// rustup was asked for and there is none, or it failed.
+    NoRustup,
+}
+
+/// The next thing to do, or `None` where nothing is missing.
+fn next(facts: &Facts, options: &SetupOptions) -> std::result::Result<Option<Action>, Obstacle> {
+    let mut packages = Vec::new();
+    if !facts.qemu {
+        packages.push("qemu-system-x86");
+    }
+    let from_rustup = match options.toolchain {
+        Source::Rustup => true,
+        Source::Distribution => false,
+        Source::Auto => facts.target || (facts.rustup && !facts.rustup_failed),
+    };
+    if !from_rustup {
+        packages.extend(facts.distribution_missing.iter().copied());
+    }
+    if !packages.is_empty() {
+        let action = Action::Packages(packages);
+        let allowed = !options.no_install && facts.apt && facts.privilege != Privilege::None;
+        return if allowed {
+            Ok(Some(action))
+        } else {
+            Err(Obstacle::NotAllowed(action))
+        };
+    }
+    if from_rustup && !facts.target {
+        if !facts.rustup || facts.rustup_failed {
+            return Err(Obstacle::NoRustup);
+        }
+        return if options.no_install {
+            Err(Obstacle::NotAllowed(Action::RustupTarget))
+        } else {
+            Ok(Some(Action::RustupTarget))
+        };
+    }
+    Ok(None)
+}
+
+/// Installs what is missing and returns the toolchain to build kernels with.
+pub(crate) fn run(options: &SetupOptions, screen: &Screen) -> Result<Toolchain> {
+    let step = screen.step("Set-up");
+    let mut facts = Facts::find()?;
+    let mut installed = Vec::new();
+    loop {
+        match next(&facts, options) {
+            Ok(None) => break,
+            Ok(Some(action)) => {
+                if installed.contains(&action) {
+                    step.failed("incomplete");
+                    bail!(
+                        "`{}` was run, but what it should install is still missing",
+                        action.by_hand()
+                    );
+                }
+                match &action {
+                    Action::Packages(names) => {
+                        screen.detail(&format!("installing with apt: {}", names.join(" ")));
+                        install::packages(names, facts.privilege, &step)?;
+                    }
+                    Action::RustupTarget => {
+                        screen.detail(&format!("adding the target {KERNEL_TARGET} with rustup"));
+                        if let Err(error) = install::rustup_target(&step) {
+                            screen.detail(&format!("rustup could not: {error:#}"));
+                            facts.rustup_failed = true;
+                            continue;
+                        }
+                    }
+                }
+                installed.push(action);
+                facts = Facts {
+                    rustup_failed: facts.rustup_failed,
+                    ..Facts::find()?
+                };
+            }
+            Err(Obstacle::NotAllowed(action)) => {
+                step.failed("something is missing");
+                bail!(
+                    "something is missing that cannot be installed from here; run by hand:\n    {}",
+                    action.by_hand()
+                );
+            }
+            Err(Obstacle::NoRustup) => {
+                step.failed("no rustup");
+                bail!(
+                    "the target {KERNEL_TARGET} is missing and rustup cannot add it; run by hand:\n    \
+                     rustup target add {KERNEL_TARGET}\nor let the distribution's packages serve: \
+                     --toolchain distribution"
+                );
+            }
+        }
+    }
+    let toolchain = Toolchain::choose(&facts, options.toolchain)?;
+    let what = if installed.is_empty() {
+        "nothing to install"
+    } else {
+        "installed what was missing"
+    };
+    step.done(&format!("{what}; {}; {toolchain}", facts::qemu_version()?));
+    Ok(toolchain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::facts::{Facts, Privilege};
+    use super::{Action, Obstacle, SetupOptions, Source, next};
+
+    fn complete() -> Facts {
+        Facts {
+            qemu: true,
+            target: true,
+            rustup: true,
+            rustup_failed: false,
+            distribution_missing: vec!["rustc-web", "lld"],
+            apt: true,
+            privilege: Privilege::Root,
+        }
+    }
+
+    fn options(toolchain: Source, no_install: bool) -> SetupOptions {
+        SetupOptions {
+            toolchain,
+            no_install,
+        }
+    }
+
+    #[test]
+    fn a_complete_machine_needs_nothing() {
+        assert_eq!(next(&complete(), &options(Source::Auto, false)), Ok(None));
+    }
+
+    #[test]
+    fn a_missing_emulator_is_installed_with_apt() {
+        let facts = Facts {
+            qemu: false,
+            ..complete()
+        };
+        assert_eq!(
+            next(&facts, &options(Source::Auto, false)),
+            Ok(Some(Action::Packages(vec!["qemu-system-x86"])))
+        );
+    }
+
+    #[test]
+    fn without_the_right_to_install_the_command_is_named() {
+        for facts in [
+            Facts {
+                privilege: Privilege::None,
+                qemu: false,
+                ..complete()
+            },
+            Facts {
+                apt: false,
+                qemu: false,
+                ..complete()
+            },
+        ] {
+            let Err(Obstacle::NotAllowed(action)) = next(&facts, &options(Source::Auto, false))
+            else {
+                panic!("must be refused");
+            };
+            assert_eq!(
+                action.by_hand(),
+                "sudo apt-get install --no-install-recommends qemu-system-x86"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_target_comes_from_rustup_first() {
+        let facts = Facts {
+            target: false,
+            ..complete()
+        };
+        assert_eq!(
+            next(&facts, &options(Source::Auto, false)),
+            Ok(Some(Action::RustupTarget))
+        );
+    }
+
+    #[test]
+    fn where_rustup_cannot_the_distribution_serves() {
+        let facts = Facts {
+            target: false,
+            rustup_failed: true,
+            ..complete()
+        };
+        assert_eq!(
+            next(&facts, &options(Source::Auto, false)),
+            Ok(Some(Action::Packages(vec!["rustc-web", "lld"])))
+        );
+        let without_rustup = Facts {
+            rustup: false,
+            rustup_failed: false,
+            ..facts
+        };
+        assert_eq!(
+            next(&without_rustup, &options(Source::Auto, false)),
+            Ok(Some(Action::Packages(vec!["rustc-web", "lld"])))
+        );
+    }
+
+    #[test]
+    fn the_distribution_is_complete_with_its_packages() {
+        let facts = Facts {
+            target: false,
+            rustup: false,
+            distribution_missing: Vec::new(),
+            ..complete()
+        };
+        assert_eq!(next(&facts, &options(Source::Auto, false)), Ok(None));
+    }
+
+    #[test]
+    fn rustup_alone_does_not_fall_back() {
+        let facts = Facts {
+            target: false,
+            rustup_failed: true,
+            ..complete()
+        };
+        assert_eq!(
+            next(&facts, &options(Source::Rustup, false)),
+            Err(Obstacle::NoRustup)
+        );
+    }
+
+    #[test]
+    fn no_install_installs_nothing_at_all() {
+        let facts = Facts {
+            target: false,
+            ..complete()
+        };
+        assert_eq!(
+            next(&facts, &options(Source::Auto, true)),
+            Err(Obstacle::NotAllowed(Action::RustupTarget))
+        );
+    }
+}

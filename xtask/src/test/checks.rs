@@ -1,0 +1,324 @@
+//! Checks that need no machine: format, lints, documentation, tests on the host, builds.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::Tally;
+use crate::mutants;
+use crate::paths;
+use crate::process::Run;
+use crate::setup::Toolchain;
+use crate::ui::{Screen, Step};
+
+/// Packages that are for the kernels' target only.
+const KERNEL_PACKAGES: [&str; 4] = ["alpha", "beta", "minimal", "baton-support"];
+
+/// The libraries, in the order of their arrows.
+const LIBRARIES: [&str; 4] = ["handoff-abi", "acpi-capture", "iommu", "partition-core"];
+
+/// A check.
+pub(super) struct Check {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// What it checks.
+    pub(super) about: &'static str,
+    /// Whether it only runs with `--full`.
+    pub(super) long: bool,
+    work: fn(&Job<'_>) -> Result<Tally>,
+}
+
+/// What a check has to work with.
+struct Job<'a> {
+    name: &'static str,
+    toolchain: &'a Toolchain,
+    screen: &'a Screen,
+    step: &'a Step,
+    logs: &'a Path,
+}
+
+/// All of them.
+pub(super) const ALL: &[Check] = &[
+    Check {
+        name: "format",
+        about: "rustfmt has nothing to change",
+        long: false,
+        work: format,
+    },
+    Check {
+        name: "host-tests",
+        about: "unit, property and model tests on the host",
+        long: false,
+        work: host_tests,
+    },
+    Check {
+        name: "lint-host",
+        about: "clippy has nothing to say about host code",
+        long: false,
+        work: lint_host,
+    },
+    Check {
+        name: "lint-kernels",
+        about: "clippy has nothing to say about the kernels",
+        long: false,
+        work: lint_kernels,
+    },
+    Check {
+        name: "documentation",
+        about: "the documentation builds without a warning",
+        long: false,
+        work: documentation,
+    },
+    Check {
+        name: "bare-metal-builds",
+        about: "each library builds for the kernels' target, with no features and with all",
+        long: false,
+        work: bare_metal_builds,
+    },
+    Check {
+        name: "packages",
+        about: "each library can be packaged",
+        long: false,
+        work: packages,
+    },
+    Check {
+        name: "mutants",
+        about: "the tests notice every mistake that is put into the VT-d driver",
+        long: false,
+        work: all_mutants,
+    },
+];
+
+impl Check {
+    /// Runs it.
+    pub(super) fn run(&self, toolchain: &Toolchain, screen: &Screen, logs: &Path) -> Tally {
+        let step = screen.step(self.name);
+        let job = Job {
+            name: self.name,
+            toolchain,
+            screen,
+            step: &step,
+            logs,
+        };
+        match (self.work)(&job) {
+            Ok(tally) if tally.failed == 0 => {
+                let text = match (&tally.not_run[..], tally.passed) {
+                    ([], 1) => self.about.to_owned(),
+                    ([], passed) => format!("{}: {passed}", self.about),
+                    (why, _) => format!("NOT RUN: {}", why.join("; ")),
+                };
+                step.done(&text);
+                tally
+            }
+            Ok(tally) => {
+                step.failed(&format!(
+                    "{} of {} failed",
+                    tally.failed,
+                    tally.failed + tally.passed
+                ));
+                tally
+            }
+            Err(error) => {
+                step.failed(&format!("{error:#}"));
+                Tally {
+                    failed: 1,
+                    ..Tally::default()
+                }
+            }
+        }
+    }
+}
+
+impl Job<'_> {
+    /// Runs `run` with what is usual; its output goes to a log.
+    fn run(&self, run: Run) -> Result<Tally> {
+        self.logged(run, self.name)?;
+        Ok(passed(1))
+    }
+
+    fn logged(&self, run: Run, log: &str) -> Result<Vec<String>> {
+        let log = self.logs.join(format!("{log}.log"));
+        let finished = run
+            .log(&log)
+            .deadline(Duration::from_secs(12 * 60))
+            .succeed(|line| self.step.progress(line.trim()))?;
+        Ok(finished.lines)
+    }
+
+    /// Whether cargo has the subcommand `name`. The distribution's packages come without some.
+    fn has(&self, name: &str) -> bool {
+        self.toolchain
+            .cargo(name)
+            .arguments(["--version"])
+            .deadline(Duration::from_secs(30))
+            .succeed(|_| ())
+            .is_ok()
+    }
+}
+
+fn passed(count: u64) -> Tally {
+    Tally {
+        passed: count,
+        ..Tally::default()
+    }
+}
+
+fn not_run(why: &str) -> Tally {
+    Tally {
+        not_run: vec![why.to_owned()],
+        ..Tally::default()
+    }
+}
+
+/// `--workspace` without what is for the kernels' target only.
+fn host(run: Run) -> Run {
+    let excluded = KERNEL_PACKAGES.iter().flat_map(|name| ["--exclude", name]);
+    run.arguments(["--workspace"]).arguments(excluded)
+}
+
+fn format(job: &Job<'_>) -> Result<Tally> {
+    if !job.has("fmt") {
+        return Ok(not_run("rustfmt is not installed"));
+    }
+    job.run(job.toolchain.cargo("fmt").arguments(["--all", "--check"]))
+}
+
+fn lint_host(job: &Job<'_>) -> Result<Tally> {
+    if !job.has("clippy") {
+        return Ok(not_run("clippy is not installed"));
+    }
+    job.run(host(job.toolchain.cargo("clippy")).arguments([
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+fn lint_kernels(job: &Job<'_>) -> Result<Tally> {
+    if !job.has("clippy") {
+        return Ok(not_run("clippy is not installed"));
+    }
+    let packages = KERNEL_PACKAGES.iter().flat_map(|name| ["--package", name]);
+    job.run(
+        job.toolchain
+            .kernel_cargo("clippy")
+            .arguments(packages)
+            .arguments(["--", "-D", "warnings"]),
+    )
+}
+
+fn documentation(job: &Job<'_>) -> Result<Tally> {
+    let run = host(job.toolchain.cargo("doc"))
+        .arguments(["--no-deps", "--document-private-items"])
+        .set("RUSTDOCFLAGS", "-D warnings");
+    job.run(run)
+}
+
+fn host_tests(job: &Job<'_>) -> Result<Tally> {
+    let log = job.logs.join("host-tests.log");
+    let run = host(job.toolchain.cargo("test"))
+        .arguments(["--no-fail-fast"])
+        .log(&log)
+        .deadline(Duration::from_secs(12 * 60));
+    let mut tally = Tally::default();
+    let finished = run.finish(|line| {
+        if let Some((passed, failed)) = test_result(line) {
+            tally.passed += passed;
+            tally.failed += failed;
+            job.screen.detail(line);
+        } else if line.starts_with("test ") && line.ends_with("FAILED") {
+            job.screen.detail(line);
+        } else {
+            job.step.progress(line.trim());
+        }
+    })?;
+    if !finished.status.success() && tally.failed == 0 {
+        bail!("cargo test failed before any test:\n{}", finished.tail());
+    }
+    if tally.passed == 0 {
+        bail!("no test was run");
+    }
+    Ok(tally)
+}
+
+/// What passed and failed, from a test program's closing line.
+fn test_result(line: &str) -> Option<(u64, u64)> {
+    let rest = line.trim().strip_prefix("test result: ")?;
+    let (_, counts) = rest.split_once(". ")?;
+    let count = |word: &str| {
+        counts
+            .split(';')
+            .find_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
+    };
+    Some((count("passed")?, count("failed")?))
+}
+
+fn bare_metal_builds(job: &Job<'_>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for library in LIBRARIES {
+        for features in ["--no-default-features", "--all-features"] {
+            let run =
+                job.toolchain
+                    .kernel_cargo("build")
+                    .arguments(["--package", library, features]);
+            job.logged(run, &format!("bare-metal-{library}{features}"))
+                .with_context(|| format!("{library} with {features}"))?;
+            tally.passed += 1;
+        }
+    }
+    Ok(tally)
+}
+
+fn packages(job: &Job<'_>) -> Result<Tally> {
+    let names = LIBRARIES.iter().flat_map(|name| ["--package", name]);
+    // Built from the packages alone, for the host: what a package lacks shows.
+    let run = job
+        .toolchain
+        .cargo("package")
+        .arguments(names)
+        .arguments(["--allow-dirty"]);
+    job.logged(run, job.name)?;
+    let directory = paths::target().join("package");
+    let made = fs::read_dir(&directory)?
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|kind| kind == "crate"))
+        .count();
+    if made < LIBRARIES.len() {
+        bail!("{made} packages are in {}", directory.display());
+    }
+    Ok(passed(LIBRARIES.len() as u64))
+}
+
+fn all_mutants(job: &Job<'_>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let result = mutants::run(&paths::workspace(), None, |outcome| {
+        if outcome.caught() {
+            tally.passed += 1;
+        } else {
+            tally.failed += 1;
+            job.screen.detail(&outcome.to_string());
+        }
+        job.step.progress(&outcome.name);
+    });
+    match result {
+        Ok(_) | Err(mutants::Error::Failed(_)) => Ok(tally),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::test_result;
+
+    #[test]
+    fn a_closing_line_says_what_passed_and_failed() {
+        let line = "test result: FAILED. 54 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.80s";
+        assert_eq!(test_result(line), Some((54, 1)));
+        let line = "test result: ok. 7 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out";
+        assert_eq!(test_result(line), Some((7, 0)));
+        assert_eq!(test_result("test a::b ... ok"), None);
+    }
+}

@@ -1,0 +1,350 @@
+//! Scenarios: each boots a machine of its own and looks at what happens there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use crate::build::{Broken, Images};
+use crate::client::{Load, LoadOptions};
+use crate::console::Watcher;
+use crate::machine::{Iommu, Machine, MachineOptions, TRACE_MMIO, kill_all};
+use crate::paths;
+use crate::report::{self, Report};
+use crate::session::{self, Manner, Session};
+use crate::ui::Screen;
+
+/// A scenario.
+pub(super) struct Scenario {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// What it shows.
+    pub(super) about: &'static str,
+    /// Whether it only runs with `--full`.
+    pub(super) long: bool,
+    /// The longest it may take, in seconds.
+    limit: u64,
+    work: fn(&Context) -> Result<()>,
+}
+
+/// All of them.
+pub(super) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "serve",
+        about: "the first kernel boots, fences and serves",
+        long: false,
+        limit: 60,
+        work: serve,
+    },
+    Scenario {
+        name: "bad-plans",
+        about: "plans that cannot be are refused with a reason, and nothing is touched",
+        long: false,
+        limit: 60,
+        work: bad_plans,
+    },
+    Scenario {
+        name: "bad-images",
+        about: "broken images are refused and the service goes on",
+        long: false,
+        limit: 90,
+        work: bad_images,
+    },
+    Scenario {
+        name: "chain",
+        about: "three swaps in one power-on, back to the first binary",
+        long: false,
+        limit: 180,
+        work: chain,
+    },
+    Scenario {
+        name: "stay",
+        about: "the old kernel stays as standby and takes the service back",
+        long: false,
+        limit: 120,
+        work: stay,
+    },
+    Scenario {
+        name: "successor-hangs",
+        about: "a successor that hangs is stopped and everything is taken back",
+        long: false,
+        limit: 180,
+        work: |context| misbehaves(context, &["launched:hang", "negotiated:hang"]),
+    },
+    Scenario {
+        name: "successor-loops",
+        about: "a successor that loops wildly is stopped and everything is taken back",
+        long: false,
+        limit: 180,
+        work: |context| misbehaves(context, &["entered:loop", "ready:loop"]),
+    },
+    Scenario {
+        name: "successor-exits",
+        about: "a successor that gives up leaves everything behind",
+        long: false,
+        limit: 120,
+        work: |context| misbehaves(context, &["negotiated:exit"]),
+    },
+    Scenario {
+        name: "successor-slow",
+        about: "a successor that wakes up too late finds itself stopped",
+        long: true,
+        limit: 240,
+        work: |context| misbehaves(context, &["entered:slow", "negotiated:slow"]),
+    },
+    Scenario {
+        name: "successor-every-fault",
+        about: "every way to go wrong at every state of the protocol",
+        long: true,
+        limit: 1800,
+        work: |context| {
+            let mut faults = Vec::new();
+            for point in ["launched", "entered", "negotiated", "ready"] {
+                for how in ["hang", "loop", "exit", "slow"] {
+                    faults.push(format!("{point}:{how}"));
+                }
+            }
+            misbehaves(context, &faults)
+        },
+    },
+    Scenario {
+        name: "twenty-chains",
+        about: "twenty chains of three swaps with different seeds",
+        long: true,
+        limit: 3600,
+        work: |context| (1..=20).try_for_each(|seed| chain_with(context, seed)),
+    },
+];
+
+impl Scenario {
+    /// Runs it in a thread of its own, so that its deadline holds whatever it does. Its logs are
+    /// kept when it fails.
+    pub(super) fn run(&self, images: &Images, screen: &Screen, logs: &Path, keep: bool) -> bool {
+        let step = screen.step(self.name);
+        let directory = logs.join(self.name);
+        if directory.exists()
+            && let Err(error) = fs::remove_dir_all(&directory)
+        {
+            step.failed(&format!("cannot clear {}: {error}", directory.display()));
+            return false;
+        }
+        let context = Context {
+            images: images.clone(),
+            directory: directory.clone(),
+            screen: screen.clone(),
+        };
+        let (sender, receiver) = mpsc::channel();
+        let work = self.work;
+        let worker = thread::spawn(move || {
+            // The receiver waits until the deadline; after it nobody wants to know.
+            let _ = sender.send(work(&context));
+        });
+        let result = match receiver.recv_timeout(Duration::from_secs(self.limit)) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => {
+                kill_all();
+                Err(anyhow!("it was still running after {} s", self.limit))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(anyhow!("it panicked")),
+        };
+        // A thread that panicked has said so already.
+        let _ = worker.join();
+        match result {
+            Ok(()) => {
+                step.done(self.about);
+                if !keep {
+                    // Only space is lost where this fails.
+                    let _ = fs::remove_dir_all(&directory);
+                }
+                true
+            }
+            Err(error) => {
+                step.failed(&format!("{error:#}"));
+                screen.detail(&format!("logs in {}", paths::shown(&directory)));
+                false
+            }
+        }
+    }
+}
+
+/// What a scenario has to work with.
+struct Context {
+    images: Images,
+    directory: PathBuf,
+    screen: Screen,
+}
+
+impl Context {
+    /// The demo's machine.
+    fn machine(&self) -> MachineOptions {
+        let mut options = MachineOptions::demo(&self.images.first, Some(&self.images.modules));
+        options.trace.push(TRACE_MMIO.to_owned());
+        options
+    }
+
+    /// Boots a machine whose first kernel serves, and puts load on it.
+    fn boot(&self, name: &str, options: &MachineOptions, seed: u64) -> Result<Session> {
+        let silent: Watcher = Arc::new(|_, _| ());
+        let mut machine = Machine::start(options, &self.directory.join(name), &silent)?;
+        machine.run()?;
+        let first = session::wait_first(&mut machine.consoles[0])?;
+        let load = Load::start(
+            machine.service,
+            LoadOptions {
+                seed,
+                ..LoadOptions::default()
+            },
+        )?;
+        session::first_answers(&load)?;
+        machine.qmp.trace(TRACE_MMIO, false)?;
+        Ok(Session::new(machine, load, &self.screen, first))
+    }
+}
+
+/// Ends the session; the service must have been unharmed throughout.
+fn unharmed(session: Session) -> Result<Report> {
+    let evidence = session.close()?;
+    let report = report::report(&evidence);
+    if !report.failures.is_empty() {
+        let mut text = report.failures.join("; ");
+        for complaint in &report.load.complaints {
+            text.push_str("; ");
+            text.push_str(complaint);
+        }
+        bail!("{text}");
+    }
+    let virtio = evidence.trace.device_resets();
+    ensure!(
+        virtio.is_empty(),
+        "devices in service were reset: {virtio:?}"
+    );
+    Ok(report)
+}
+
+/// The kernels that served the clients, in order.
+fn served(report: &Report) -> String {
+    let letters = report.load.served_by.iter();
+    letters.map(|(letter, _)| letter.as_str()).collect()
+}
+
+fn serve(context: &Context) -> Result<()> {
+    let session = context.boot("vt-d", &context.machine(), 1)?;
+    session.load.wait_answers(500, Duration::from_secs(20))?;
+    unharmed(session)?;
+    // Without an IOMMU the first kernel serves as well; it only cannot give anything away.
+    let mut options = context.machine();
+    options.iommu = Iommu::None;
+    let mut session = context.boot("no-iommu", &options, 1)?;
+    let done = session.machine.consoles[0].command("plan", Duration::from_secs(20))?;
+    ensure!(done.result != "ok", "a plan without an IOMMU was accepted");
+    unharmed(session).map(drop)
+}
+
+fn bad_plans(context: &Context) -> Result<()> {
+    let mut session = context.boot("machine", &context.machine(), 2)?;
+    for name in session::BAD_PLANS {
+        session.bad_plan(name)?;
+    }
+    session.dry_run()?;
+    unharmed(session).map(drop)
+}
+
+fn bad_images(context: &Context) -> Result<()> {
+    let mut session = context.boot("machine", &context.machine(), 3)?;
+    let before = owners(&mut session)?;
+    let names = Broken::ALL.map(Broken::file_name);
+    for name in names.into_iter().chain(["nothing-of-the-kind.elf"]) {
+        let done = session.machine.consoles[0]
+            .command(&format!("launch {name}"), Duration::from_secs(60))?;
+        ensure!(done.result != "ok", "{name} was launched");
+        ensure!(!done.text.is_empty(), "{name} was refused without a reason");
+        let after = owners(&mut session)?;
+        ensure!(before == after, "{name}: the machine is not as it was");
+        session.load.wait_answers(50, Duration::from_secs(10))?;
+    }
+    // The same machine still swaps.
+    session.launch("beta.elf")?;
+    session.hand_over(Manner::Retire, false)?;
+    session.reclaim()?;
+    unharmed(session).map(drop)
+}
+
+/// The ledger as the kernel on COM1 prints it on demand.
+fn owners(session: &mut Session) -> Result<Vec<String>> {
+    let done = session.machine.consoles[0].command_ok("status", Duration::from_secs(20))?;
+    let mut lines: Vec<String> = done.all("owner").map(ToString::to_string).collect();
+    ensure!(!lines.is_empty(), "the kernel printed no owners");
+    lines.sort();
+    Ok(lines)
+}
+
+fn chain(context: &Context) -> Result<()> {
+    chain_with(context, 4)
+}
+
+fn chain_with(context: &Context, seed: u64) -> Result<()> {
+    let name = format!("seed-{seed}");
+    let mut session = context.boot(&name, &context.machine(), seed)?;
+    for image in session::CHAIN {
+        session.launch(image)?;
+        session.attack()?;
+        session.hand_over(Manner::Retire, true)?;
+        session.reclaim()?;
+        let swap = session.swaps.last().context("a swap was made")?;
+        ensure!(
+            swap.bytes_copied == Some(0),
+            "swap {} copied {:?} bytes",
+            swap.number,
+            swap.bytes_copied
+        );
+    }
+    let served = served(&unharmed(session).with_context(|| format!("seed {seed}"))?);
+    ensure!(served == "abga", "the clients were served by {served}");
+    Ok(())
+}
+
+fn stay(context: &Context) -> Result<()> {
+    let mut session = context.boot("machine", &context.machine(), 5)?;
+    session.launch("beta.elf")?;
+    session.hand_over(Manner::Stay, false)?;
+    session.both_run()?;
+    session.hand_over(Manner::Return, false)?;
+    session.load.wait_answers(200, Duration::from_secs(10))?;
+    let served = served(&unharmed(session)?);
+    ensure!(served == "aba", "the clients were served by {served}");
+    Ok(())
+}
+
+/// Launches successors that go wrong, one after the other, and then one that does not.
+fn misbehaves<S: AsRef<str>>(context: &Context, faults: &[S]) -> Result<()> {
+    let mut session = context.boot("machine", &context.machine(), 6)?;
+    let before = owners(&mut session)?;
+    for fault in faults {
+        let fault = fault.as_ref();
+        let line = format!("launch beta.elf fault={fault}");
+        let done = session.machine.consoles[0].command(&line, Duration::from_secs(90))?;
+        // One that only fails once it is ready is found out by the hand-over.
+        let done = if done.result == "ok" {
+            session.machine.consoles[0].command("handover", Duration::from_secs(90))?
+        } else {
+            done
+        };
+        ensure!(done.result != "ok", "a successor with {fault} took over");
+        ensure!(!done.text.is_empty(), "{fault}: no reason was given");
+        let undo = session.machine.consoles[0].command("undo", Duration::from_secs(90));
+        let after = owners(&mut session)?;
+        ensure!(
+            before == after,
+            "{fault}: the machine is not as it was (undo: {undo:?})"
+        );
+        session.load.wait_answers(100, Duration::from_secs(10))?;
+    }
+    session.launch("beta.elf")?;
+    session.hand_over(Manner::Retire, false)?;
+    session.reclaim()?;
+    unharmed(session).map(drop)
+}

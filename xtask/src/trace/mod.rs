@@ -1,0 +1,488 @@
+//! The emulator's trace: what really happened to the devices, whatever any kernel says.
+
+mod line;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use line::{Record, What, parse};
+
+/// The transmit queue of a network device (virtio 1.x, 5.1.2: without multiqueue, 0 receives and 1
+/// transmits).
+const TRANSMIT_QUEUE: u16 = 1;
+
+/// Status bit DRIVER_OK (virtio 1.x, 2.1).
+const DRIVER_OK: u8 = 4;
+
+/// The port that kernels write marks to: the firmware's old diagnostic port, which no device uses.
+const MARK_PORT: u64 = 0x80;
+
+/// Bridge control and its secondary bus reset bit (PCI-to-PCI bridge specification, 3.2.5.18).
+const BRIDGE_CONTROL: u16 = 0x3e;
+const SECONDARY_BUS_RESET: u32 = 1 << 6;
+
+/// The low four bits of a wait descriptor (VT-d, 6.5.2.8).
+const WAIT_DESCRIPTOR: u64 = 5;
+
+/// A place in the trace: the number of the line. Lines are in the order of events.
+pub(crate) type Place = u64;
+
+/// A doorbell of a virtqueue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Doorbell {
+    /// When, nanoseconds since 1970.
+    pub(crate) at: u64,
+    /// Where in the trace.
+    pub(crate) place: Place,
+    /// The CPU that rang it; `None` where the trace does not tell.
+    pub(crate) cpu: Option<u32>,
+    /// The device, an index into the names.
+    device: usize,
+    queue: u16,
+}
+
+/// A write of a virtio device's status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Status {
+    at: u64,
+    device: usize,
+    value: u8,
+}
+
+/// A mark that a kernel left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// When, nanoseconds since 1970.
+    pub(crate) at: u64,
+    /// Where in the trace.
+    pub(crate) place: Place,
+    /// The CPU.
+    pub(crate) cpu: i32,
+    /// Which mark.
+    pub(crate) value: u8,
+}
+
+/// A blocked request of a device, as the emulated IOMMU saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Fault {
+    /// When, nanoseconds since 1970.
+    pub(crate) at: u64,
+    /// Requester id.
+    pub(crate) source: u16,
+    /// Fault reason.
+    pub(crate) reason: u8,
+    /// The address the device asked for.
+    pub(crate) address: u64,
+    /// Direction.
+    pub(crate) write: bool,
+}
+
+/// Counts of accesses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Counts {
+    /// Reads.
+    pub(crate) reads: u64,
+    /// Writes.
+    pub(crate) writes: u64,
+}
+
+/// What the fence cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct FenceCounts {
+    /// Invalidation descriptors that the IOMMU took, waits not counted.
+    pub(crate) invalidation_commands: u64,
+    /// Wait descriptors.
+    pub(crate) waits: u64,
+    /// Writes of its registers.
+    pub(crate) mmio_writes: u64,
+    /// Reads of its registers.
+    pub(crate) mmio_reads: u64,
+}
+
+#[derive(Clone, Copy)]
+enum FenceEvent {
+    Command,
+    Wait,
+    Write,
+    Read,
+}
+
+#[derive(Clone, Copy)]
+struct Access {
+    at: u64,
+    place: Place,
+    cpu: i32,
+    region: u32,
+    write: bool,
+}
+
+/// A whole trace, read.
+#[derive(Default)]
+pub(crate) struct Trace {
+    doorbells: Vec<Doorbell>,
+    statuses: Vec<Status>,
+    marks: Vec<Mark>,
+    faults: Vec<Fault>,
+    fault_records: u64,
+    fence: Vec<(u64, Place, FenceEvent)>,
+    config: Vec<(u64, Place, bool)>,
+    bus_resets: Vec<u64>,
+    accesses: Vec<Access>,
+    regions: Vec<String>,
+    devices: Vec<String>,
+    lines: u64,
+}
+
+/// What is only needed while reading.
+struct Reader<'a> {
+    trace: Trace,
+    cpu_threads: &'a [u32],
+    region_numbers: HashMap<String, u32>,
+    device_numbers: HashMap<u64, usize>,
+    /// The last access of each thread: a doorbell or status follows from it.
+    last_access: HashMap<u32, (i32, u32)>,
+}
+
+impl Trace {
+    /// Reads the trace at `path`. `cpu_threads` are the host's threads of the CPUs, in their order;
+    /// they tell who rang a doorbell where accesses are not traced.
+    pub(crate) fn read(path: &Path, cpu_threads: &[u32]) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::from_lines(BufReader::with_capacity(1 << 20, file), cpu_threads)
+    }
+
+    fn from_lines(mut lines: impl BufRead, cpu_threads: &[u32]) -> Result<Self> {
+        let mut reader = Reader {
+            trace: Self::default(),
+            // Under -icount all CPUs share a thread, and the thread says nothing.
+            cpu_threads: if all_differ(cpu_threads) {
+                cpu_threads
+            } else {
+                &[]
+            },
+            region_numbers: HashMap::new(),
+            device_numbers: HashMap::new(),
+            last_access: HashMap::new(),
+        };
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            reader.trace.lines += 1;
+            if let Ok(text) = std::str::from_utf8(&line)
+                && let Some(record) = parse(text.trim_end())
+            {
+                reader.take(&record);
+            }
+            line.clear();
+        }
+        Ok(reader.trace)
+    }
+
+    /// How many lines it has.
+    pub(crate) fn lines(&self) -> u64 {
+        self.lines
+    }
+
+    /// All doorbells of `device`'s transmit queue between two times.
+    pub(crate) fn transmit_doorbells(
+        &self,
+        device: &str,
+        between: (u64, u64),
+    ) -> impl Iterator<Item = &Doorbell> {
+        self.doorbells.iter().filter(move |bell| {
+            bell.queue == TRANSMIT_QUEUE
+                && self.devices[bell.device] == device
+                && (between.0..=between.1).contains(&bell.at)
+        })
+    }
+
+    /// The last transmit doorbell by one of the CPUs `old` and the first after it by another CPU,
+    /// between two times. `None` where there is no such pair, and where an old CPU rings once more
+    /// after a new one: then both served, and there is no blackout to speak of.
+    pub(crate) fn handed_over(
+        &self,
+        device: &str,
+        between: (u64, u64),
+        old: &[u32],
+    ) -> Option<(Doorbell, Doorbell)> {
+        let is_old = |bell: &Doorbell| bell.cpu.is_some_and(|cpu| old.contains(&cpu));
+        let bells: Vec<&Doorbell> = self.transmit_doorbells(device, between).collect();
+        let first_new = bells.iter().position(|bell| !is_old(bell))?;
+        if first_new == 0 || bells[first_new..].iter().any(|bell| is_old(bell)) {
+            return None;
+        }
+        Some((*bells[first_new - 1], *bells[first_new]))
+    }
+
+    /// Resets of virtio devices, by name, that were in service: a zero status after DRIVER_OK.
+    pub(crate) fn device_resets(&self) -> BTreeMap<String, u64> {
+        self.device_resets_between((0, u64::MAX))
+    }
+
+    /// Like [`Trace::device_resets`], of those between two times.
+    pub(crate) fn device_resets_between(&self, between: (u64, u64)) -> BTreeMap<String, u64> {
+        let mut in_service = vec![false; self.devices.len()];
+        let mut resets = BTreeMap::new();
+        for status in &self.statuses {
+            if status.value & DRIVER_OK != 0 {
+                in_service[status.device] = true;
+            } else if status.value == 0
+                && std::mem::take(&mut in_service[status.device])
+                && (between.0..=between.1).contains(&status.at)
+            {
+                *resets
+                    .entry(self.devices[status.device].clone())
+                    .or_default() += 1;
+            }
+        }
+        resets
+    }
+
+    /// Secondary bus resets between two times.
+    pub(crate) fn bus_resets_between(&self, between: (u64, u64)) -> u64 {
+        let resets = self.bus_resets.iter();
+        resets
+            .filter(|at| (between.0..=between.1).contains(at))
+            .count() as u64
+    }
+
+    /// The marks that kernels left, in order.
+    pub(crate) fn marks(&self) -> &[Mark] {
+        &self.marks
+    }
+
+    /// Blocked requests between two times.
+    pub(crate) fn faults_between(&self, between: (u64, u64)) -> impl Iterator<Item = &Fault> {
+        self.faults
+            .iter()
+            .filter(move |fault| (between.0..=between.1).contains(&fault.at))
+    }
+
+    /// How many fault recording registers were ever filled.
+    pub(crate) fn fault_records(&self) -> u64 {
+        self.fault_records
+    }
+
+    /// What the fence cost over all.
+    pub(crate) fn fence(&self) -> FenceCounts {
+        self.fence_where(|_, _| true)
+    }
+
+    /// What the fence cost between two times.
+    pub(crate) fn fence_between(&self, between: (u64, u64)) -> FenceCounts {
+        self.fence_where(|at, _| (between.0..=between.1).contains(&at))
+    }
+
+    /// What the fence cost between two places.
+    pub(crate) fn fence_in(&self, places: &Range<Place>) -> FenceCounts {
+        self.fence_where(|_, place| places.contains(&place))
+    }
+
+    fn fence_where(&self, keep: impl Fn(u64, Place) -> bool) -> FenceCounts {
+        let mut counts = FenceCounts::default();
+        for (at, place, event) in &self.fence {
+            if keep(*at, *place) {
+                match event {
+                    FenceEvent::Command => counts.invalidation_commands += 1,
+                    FenceEvent::Wait => counts.waits += 1,
+                    FenceEvent::Write => counts.mmio_writes += 1,
+                    FenceEvent::Read => counts.mmio_reads += 1,
+                }
+            }
+        }
+        counts
+    }
+
+    /// Accesses to configuration space between two places.
+    pub(crate) fn config_in(&self, places: &Range<Place>) -> Counts {
+        let mut counts = Counts::default();
+        for (_, place, write) in &self.config {
+            if places.contains(place) {
+                counts.add(*write);
+            }
+        }
+        counts
+    }
+
+    /// Accesses to devices by CPUs between two places, by region. Only what was traced: accesses are
+    /// traced where [`crate::machine::TRACE_MMIO`] is on.
+    pub(crate) fn accesses_in(&self, places: &Range<Place>) -> BTreeMap<&str, Counts> {
+        let mut counts: BTreeMap<&str, Counts> = BTreeMap::new();
+        for access in &self.accesses {
+            if access.cpu >= 0 && places.contains(&access.place) {
+                let region = &self.regions[access.region as usize];
+                counts.entry(region).or_default().add(access.write);
+            }
+        }
+        counts
+    }
+
+    /// The CPUs that accessed any device between two times.
+    pub(crate) fn cpus_between(&self, between: (u64, u64)) -> Vec<u32> {
+        let mut cpus: Vec<u32> = self
+            .accesses
+            .iter()
+            .filter(|access| (between.0..=between.1).contains(&access.at))
+            .filter_map(|access| u32::try_from(access.cpu).ok())
+            .collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        cpus
+    }
+}
+
+impl Counts {
+    fn add(&mut self, write: bool) {
+        if write {
+            self.writes += 1;
+        } else {
+            self.reads += 1;
+        }
+    }
+
+    /// Both.
+    pub(crate) fn total(&self) -> u64 {
+        self.reads + self.writes
+    }
+}
+
+impl Reader<'_> {
+    fn take(&mut self, record: &Record<'_>) {
+        let place = self.trace.lines;
+        let at = record.at;
+        match record.what {
+            What::Access {
+                write,
+                cpu,
+                address,
+                value,
+                region,
+            } => {
+                let region = self.region(region);
+                self.last_access.insert(record.thread, (cpu, region));
+                if write
+                    && address == MARK_PORT
+                    && self.trace.regions[region as usize] == "ioport80"
+                {
+                    self.trace.marks.push(Mark {
+                        at,
+                        place,
+                        cpu,
+                        value: value as u8,
+                    });
+                    return;
+                }
+                self.trace.accesses.push(Access {
+                    at,
+                    place,
+                    cpu,
+                    region,
+                    write,
+                });
+            }
+            What::VirtioStatus { device, value } => {
+                let device = self.device(device, record.thread);
+                self.trace.statuses.push(Status { at, device, value });
+            }
+            What::VirtioNotify { device, queue } => {
+                let device = self.device(device, record.thread);
+                let cpu = self.cpu_of(record.thread);
+                self.trace.doorbells.push(Doorbell {
+                    at,
+                    place,
+                    cpu,
+                    device,
+                    queue,
+                });
+            }
+            What::Descriptor { low } => {
+                let event = if low & 0xf == WAIT_DESCRIPTOR {
+                    FenceEvent::Wait
+                } else {
+                    FenceEvent::Command
+                };
+                self.trace.fence.push((at, place, event));
+            }
+            What::WaitDone => {}
+            What::IommuRead => self.trace.fence.push((at, place, FenceEvent::Read)),
+            What::IommuWrite { .. } => self.trace.fence.push((at, place, FenceEvent::Write)),
+            What::Fault {
+                source,
+                reason,
+                address,
+                write,
+            } => self.trace.faults.push(Fault {
+                at,
+                source,
+                reason,
+                address,
+                write,
+            }),
+            What::FaultRecord => self.trace.fault_records += 1,
+            What::Config {
+                write,
+                offset,
+                value,
+                ..
+            } => {
+                if write && offset == BRIDGE_CONTROL && value & SECONDARY_BUS_RESET != 0 {
+                    self.trace.bus_resets.push(at);
+                }
+                self.trace.config.push((at, place, write));
+            }
+        }
+    }
+
+    fn region(&mut self, name: &str) -> u32 {
+        if let Some(&number) = self.region_numbers.get(name) {
+            return number;
+        }
+        let number = u32::try_from(self.trace.regions.len()).unwrap_or(u32::MAX);
+        self.trace.regions.push(name.to_owned());
+        self.region_numbers.insert(name.to_owned(), number);
+        number
+    }
+
+    fn cpu_of(&self, thread: u32) -> Option<u32> {
+        if let Some(cpu) = self.cpu_threads.iter().position(|&one| one == thread) {
+            return u32::try_from(cpu).ok();
+        }
+        let (cpu, _) = self.last_access.get(&thread)?;
+        u32::try_from(*cpu).ok()
+    }
+
+    /// The number of the device that the emulator calls `pointer`. Its name is learnt from the access
+    /// that led to the event: the region of a virtio device is called after it.
+    fn device(&mut self, pointer: u64, thread: u32) -> usize {
+        let devices = &mut self.trace.devices;
+        let number = *self.device_numbers.entry(pointer).or_insert_with(|| {
+            devices.push(format!("{pointer:#x}"));
+            devices.len() - 1
+        });
+        if devices[number].starts_with("0x")
+            && let Some((_, region)) = self.last_access.get(&thread)
+        {
+            let region = &self.trace.regions[*region as usize];
+            for prefix in ["virtio-pci-common-", "virtio-pci-notify-"] {
+                if let Some(name) = region.strip_prefix(prefix) {
+                    name.clone_into(&mut devices[number]);
+                }
+            }
+        }
+        number
+    }
+}
+
+fn all_differ(threads: &[u32]) -> bool {
+    let mut sorted = threads.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    sorted.len() == threads.len()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! Traces made up of lines as the emulator writes them.
+
+use super::Trace;
+
+const ANYTIME: (u64, u64) = (0, u64::MAX);
+
+/// Builds a trace: each line is given a time of its own, one microsecond after the one before.
+fn trace(threads: &[u32], lines: &[(u32, &str)]) -> Trace {
+    let mut text = String::new();
+    for (number, (thread, line)) in lines.iter().enumerate() {
+        text.push_str(&format!("{thread}@1.{number:06}:{line}\n"));
+    }
+    Trace::from_lines(text.as_bytes(), threads).unwrap()
+}
+
+fn at(number: u64) -> u64 {
+    1_000_000_000 + number * 1_000
+}
+
+const COMMON: &str = "memory_region_ops_write cpu 0 mr 0x1 addr 0xfea00014 value 0x0 size 1 name 'virtio-pci-common-virtio-net'";
+const BELL: &str = "virtio_queue_notify vdev 0xaa n 1 vq 0x1";
+
+fn notify(cpu: u32) -> String {
+    format!(
+        "memory_region_ops_write cpu {cpu} mr 0x1 addr 0xfea03004 value 0x1 size 2 name 'virtio-pci-notify-virtio-net'"
+    )
+}
+
+#[test]
+fn a_reset_counts_only_for_a_device_in_service() {
+    let status = |value: u8| format!("virtio_set_status vdev 0xaa val {value}");
+    let (zero, acknowledged, ok) = (status(0), status(1), status(15));
+    let trace = trace(
+        &[],
+        &[
+            (7, COMMON),
+            (7, &zero),
+            (7, &acknowledged),
+            (7, &ok),
+            (7, &zero),
+            (7, &zero),
+            (7, &ok),
+        ],
+    );
+    let resets = trace.device_resets();
+    assert_eq!(resets.get("virtio-net"), Some(&1));
+    assert!(trace.device_resets_between((0, at(3))).is_empty());
+}
+
+#[test]
+fn the_hand_over_lies_between_two_cpus_doorbells() {
+    let (old, new) = (notify(0), notify(2));
+    let trace = trace(
+        &[],
+        &[
+            (7, &old),
+            (7, BELL),
+            (7, &old),
+            (7, BELL),
+            (9, &new),
+            (9, BELL),
+            (9, &new),
+            (9, BELL),
+        ],
+    );
+    let (last, first) = trace.handed_over("virtio-net", ANYTIME, &[0, 1]).unwrap();
+    assert_eq!((last.at, first.at), (at(3), at(5)));
+    assert_eq!((last.cpu, first.cpu), (Some(0), Some(2)));
+}
+
+#[test]
+fn two_kernels_that_both_ring_are_no_hand_over() {
+    let (old, new) = (notify(0), notify(2));
+    let trace = trace(
+        &[],
+        &[
+            (7, &old),
+            (7, BELL),
+            (9, &new),
+            (9, BELL),
+            (7, &old),
+            (7, BELL),
+        ],
+    );
+    assert_eq!(trace.handed_over("virtio-net", ANYTIME, &[0, 1]), None);
+    assert_eq!(trace.handed_over("virtio-net", ANYTIME, &[2]), None);
+    assert!(trace.handed_over("virtio-net", (0, at(3)), &[0]).is_some());
+}
+
+#[test]
+fn without_traced_accesses_the_thread_names_the_cpu() {
+    let first = notify(0);
+    let trace = trace(&[70, 71, 72], &[(70, &first), (70, BELL), (72, BELL)]);
+    let (last, first) = trace.handed_over("virtio-net", ANYTIME, &[0]).unwrap();
+    assert_eq!((last.cpu, first.cpu), (Some(0), Some(2)));
+}
+
+#[test]
+fn one_thread_for_all_cpus_names_none_of_them() {
+    let second = notify(1);
+    let trace = trace(&[70, 70], &[(70, &second), (70, BELL)]);
+    let bells: Vec<_> = trace.transmit_doorbells("virtio-net", ANYTIME).collect();
+    assert_eq!(bells[0].cpu, Some(1));
+}
+
+#[test]
+fn doorbells_of_other_queues_and_devices_do_not_count() {
+    let notify = notify(0);
+    let trace = trace(
+        &[],
+        &[
+            (7, &notify),
+            (7, "virtio_queue_notify vdev 0xaa n 0 vq 0x1"),
+            (
+                7,
+                "memory_region_ops_write cpu 0 mr 0x1 addr 0xfe803000 value 0x0 size 2 name 'virtio-pci-notify-virtio-blk'",
+            ),
+            (7, "virtio_queue_notify vdev 0xbb n 1 vq 0x1"),
+        ],
+    );
+    assert_eq!(trace.transmit_doorbells("virtio-net", ANYTIME).count(), 0);
+    assert_eq!(trace.transmit_doorbells("virtio-blk", ANYTIME).count(), 1);
+}
+
+#[test]
+fn the_fence_is_counted_between_marks() {
+    let mark = |value: u8| {
+        format!(
+            "memory_region_ops_write cpu 0 mr 0x1 addr 0x80 value {value:#x} size 1 name 'ioport80'"
+        )
+    };
+    let (first, second) = (mark(1), mark(2));
+    let iotlb = "vtd_inv_desc invalidate desc type iotlb high 0x0 low 0xd2";
+    let wait = "vtd_inv_desc invalidate desc type wait high 0x7000 low 0x100000025";
+    let trace = trace(
+        &[],
+        &[
+            (7, iotlb),
+            (7, &first),
+            (7, "vtd_reg_write addr 0x88 size 0x8 value 0x20"),
+            (7, iotlb),
+            (7, iotlb),
+            (7, wait),
+            (
+                7,
+                "vtd_inv_desc_wait_sw wait invalidate status write addr 0x7000 data 0x1",
+            ),
+            (7, "vtd_reg_read addr 0x34 size 0x4"),
+            (7, "pci_cfg_read edu 03:00.0 @0x0 -> 0x1234"),
+            (7, &second),
+            (7, wait),
+        ],
+    );
+    let [first, second] = trace.marks() else {
+        panic!("two marks: {:?}", trace.marks());
+    };
+    assert_eq!((first.value, second.value), (1, 2));
+    let places = first.place..second.place;
+    let counts = trace.fence_in(&places);
+    assert_eq!((counts.invalidation_commands, counts.waits), (2, 1));
+    assert_eq!((counts.mmio_writes, counts.mmio_reads), (1, 1));
+    assert_eq!(trace.config_in(&places).total(), 1);
+    assert_eq!(trace.fence().waits, 2);
+    assert_eq!(trace.fence_between((at(10), at(10))).waits, 1);
+    assert!(trace.accesses_in(&places).is_empty(), "a mark is no access");
+}
+
+#[test]
+fn accesses_are_counted_by_region_and_not_the_emulators_own() {
+    let trace = trace(
+        &[],
+        &[
+            (
+                7,
+                "memory_region_ops_read cpu 1 mr 0x1 addr 0x3fd value 0x60 size 1 name 'serial'",
+            ),
+            (
+                7,
+                "memory_region_ops_write cpu 1 mr 0x1 addr 0x3f8 value 0x41 size 1 name 'serial'",
+            ),
+            (
+                1,
+                "memory_region_ops_write cpu -1 mr 0x1 addr 0xfee00000 value 0x0 size 4 name 'vtd-ir'",
+            ),
+        ],
+    );
+    let counts = trace.accesses_in(&(0..u64::MAX));
+    assert_eq!(counts.len(), 1);
+    assert_eq!((counts["serial"].reads, counts["serial"].writes), (1, 1));
+    assert_eq!(trace.cpus_between(ANYTIME), [1]);
+}
+
+#[test]
+fn a_secondary_bus_reset_is_seen() {
+    let trace = trace(
+        &[],
+        &[
+            (7, "pci_cfg_write pcie-root-port 00:04.0 @0x3e <- 0x2"),
+            (7, "pci_cfg_write pcie-root-port 00:04.0 @0x3e <- 0x42"),
+        ],
+    );
+    assert_eq!(trace.bus_resets_between(ANYTIME), 1);
+}
+
+#[test]
+fn faults_are_told_apart_by_time() {
+    let trace = trace(
+        &[],
+        &[
+            (7, "vtd_dmar_fault sid 0x300 fault 5 addr 0x1000 write 1"),
+            (7, "vtd_frr_new index 0 high 0x8000000500000300 low 0x1000"),
+            (7, "vtd_dmar_fault sid 0x400 fault 6 addr 0x2000 write 0"),
+        ],
+    );
+    let later: Vec<_> = trace.faults_between((at(1), at(9))).collect();
+    assert_eq!(later.len(), 1);
+    assert_eq!(
+        (later[0].source, later[0].address, later[0].write),
+        (0x400, 0x2000, false)
+    );
+    assert_eq!(trace.fault_records(), 1);
+}
