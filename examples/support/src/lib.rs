@@ -7,7 +7,6 @@
 
 extern crate alloc;
 
-pub mod acpi;
 pub mod apic;
 pub mod block;
 pub mod boot;

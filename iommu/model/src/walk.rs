@@ -13,6 +13,9 @@ const SNOOP: u64 = 1 << 11;
 const TRANSIENT: u64 = 1 << 62;
 const POINTER: u64 = 0x000f_ffff_ffff_f000;
 
+/// More table pages than this in one domain are taken for tables gone wrong.
+const MOST_TABLES: usize = 8192;
+
 /// The interrupt address range.
 pub(crate) const INTERRUPT_RANGE: core::ops::Range<u64> = 0xfee0_0000..0xfef0_0000;
 
@@ -424,8 +427,8 @@ impl Unit {
         let mut path = vec![(context.table, context.levels, 0_u64, true, true)];
         while let Some((table, level, base, read, write)) = path.pop() {
             pages.push(table);
-            if pages.len() > 1 << 16 {
-                let detail = "more table pages than can be: a cycle".to_string();
+            if pages.len() > MOST_TABLES {
+                let detail = "more table pages than anyone makes: rubbish or a cycle".to_string();
                 log.broken(self.number, Rule::PageTableMalformed, detail);
                 return found;
             }
@@ -444,6 +447,7 @@ impl Unit {
                     Err(reason) => {
                         let detail = format!("{entry:#x} for {iova:#x}: {reason:?}");
                         log.broken(self.number, Rule::PageTableMalformed, detail);
+                        return found;
                     }
                     Ok(leaf) => {
                         let (r, w) = (read && entry & READ != 0, write && entry & WRITE != 0);

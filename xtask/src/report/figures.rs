@@ -191,7 +191,7 @@ fn matches(fault: &Fault, attempt: &Attempt) -> bool {
 }
 
 fn sums(evidence: &Evidence, median: Option<u64>) -> LoadSums {
-    let load = evidence.load;
+    let load = &evidence.load;
     let dropped = evidence.packets.dropped(&load.sequences);
     LoadSums {
         sent: load.totals.sent,
