@@ -333,10 +333,17 @@ fn what_a_running_partition_can_reach_is_quarantined_and_not_given_away() {
     let ledger = blank();
     let mut steward = Steward::format(&ledger, PRIME);
     steward.add(resource::CPU, 2, 1, owner(NEXT)).unwrap();
-    let slot = steward.add(resource::MEMORY, 0, 0x1000, owner(NEXT)).unwrap();
-    steward.add(resource::MEMORY, 0x1000, 0x1000, owner(PRIME)).unwrap();
+    let slot = steward
+        .add(resource::MEMORY, 0, 0x1000, owner(NEXT))
+        .unwrap();
+    steward
+        .add(resource::MEMORY, 0x1000, 0x1000, owner(PRIME))
+        .unwrap();
     assert_eq!(steward.quarantine(NEXT), Ok(2));
     assert_eq!(steward.view().owned_by(Owner::Quarantined).count(), 2);
     assert_eq!(steward.inherit(NEXT, owner(PRIME)), Ok(0));
-    assert_eq!(steward.view().entry(slot).unwrap().word.owner, Owner::Quarantined);
+    assert_eq!(
+        steward.view().entry(slot).unwrap().word.owner,
+        Owner::Quarantined
+    );
 }

@@ -754,6 +754,19 @@ fn a_view_that_contradicts_itself_or_the_machine_is_refused_by_name() {
 }
 
 #[test]
+fn nothing_of_what_was_in_the_buffer_gets_into_the_tables() {
+    let blob = capture_of(&plain_machine().memory(), RSDP);
+    let whole = Capture::parse(&blob).unwrap();
+    let images = [0x00, 0xff].map(|fill| {
+        let mut buffer = vec![fill; 0x4000];
+        let tables = plain_wish().with(|view| view.write(&whole, &mut buffer));
+        buffer.truncate(tables.unwrap().range.length() as usize);
+        buffer
+    });
+    assert_eq!(images[0], images[1]);
+}
+
+#[test]
 fn more_than_256_host_bridges_cannot_be_named() {
     let blob = capture_of(&plain_machine().memory(), RSDP);
     let whole = Capture::parse(&blob).unwrap();

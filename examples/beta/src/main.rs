@@ -25,11 +25,21 @@ const FEATURES: Features = Features::ADOPT_DEVICES
 
 #[used]
 #[unsafe(link_section = ".note.baton")]
-static NOTE: BatonNote = BatonNote::new(AbiVersion::V0_2.major, AbiVersion::V0_2.minor, FEATURES.bits());
+static NOTE: BatonNote = BatonNote::new(
+    AbiVersion::V0_2.major,
+    AbiVersion::V0_2.minor,
+    FEATURES.bits(),
+);
+
+/// Two kernels are made of these sources, of other names and compiler flags.
+const NAME: &str = match option_env!("BATON_KERNEL") {
+    Some(name) => name,
+    None => env!("CARGO_PKG_NAME"),
+};
 
 static CONFIG: Config = Config {
-    name: env!("CARGO_PKG_NAME"),
-    letter: b'b',
+    name: NAME,
+    letter: NAME.as_bytes()[0],
     speaks: Speaks {
         newest: AbiVersion::V0_2,
         oldest: AbiVersion::V0_1,

@@ -14,7 +14,7 @@ const TRANSIENT: u64 = 1 << 62;
 const POINTER: u64 = 0x000f_ffff_ffff_f000;
 
 /// More table pages than this in one domain are taken for tables gone wrong.
-const MOST_TABLES: usize = 8192;
+const MOST_TABLES: usize = 2048;
 
 /// The interrupt address range.
 pub(crate) const INTERRUPT_RANGE: core::ops::Range<u64> = 0xfee0_0000..0xfef0_0000;
@@ -447,7 +447,6 @@ impl Unit {
                     Err(reason) => {
                         let detail = format!("{entry:#x} for {iova:#x}: {reason:?}");
                         log.broken(self.number, Rule::PageTableMalformed, detail);
-                        return found;
                     }
                     Ok(leaf) => {
                         let (r, w) = (read && entry & READ != 0, write && entry & WRITE != 0);

@@ -320,3 +320,22 @@ fn an_io_apic_pin_goes_through_its_entry() {
     fence.edu(0).raise();
     assert_eq!(delivered(&trace.take()), []);
 }
+
+#[test]
+fn the_functions_of_one_device_are_told_apart() {
+    let places = [0, 1].map(|function| Place::RootBus {
+        device: 3,
+        function,
+    });
+    let mut fence = Fence::new(&Board {
+        devices: &places,
+        ..Board::default()
+    });
+    let handle = fence.interrupt(1, 1, 0x52);
+    fence.edu(0).set_message(handle.message());
+    let mut trace = fence.bus().trace();
+    fence.edu(0).raise();
+    assert_eq!(delivered(&trace.take()), []);
+    fence.edu(1).raise();
+    assert_eq!(delivered(&trace.take()), [(1, 0x52)]);
+}

@@ -328,6 +328,39 @@ fn an_arena_that_runs_short_refuses_and_goes_on() {
     machine.assert_no_violations();
 }
 
+#[test]
+fn every_entry_of_a_long_mapping_is_visible_to_a_unit_that_does_not_snoop() {
+    let model = UnitConfig {
+        coherent: false,
+        large_pages: 1,
+        ..UnitConfig::default()
+    };
+    let mut rig = Rig::up(Schedule::Lazy, &[model]);
+    rig.attach(DEVICE, A);
+    // Many cache lines of entries in each table, over several tables, in both sizes.
+    for (iova, memory) in [
+        (0x20_0000_1000, range(0x3_0000_3000, 0x60_0000)),
+        (0x21_0000_0000, range(0x4_0000_0000, 0x400 << 21)),
+    ] {
+        let pending = rig.units[0]
+            .map(A, iova, memory, Access::READ_WRITE)
+            .unwrap();
+        rig.flush(pending);
+        let run = Reach {
+            iova,
+            at: memory.base().0,
+            length: memory.length(),
+            read: true,
+            write: true,
+        };
+        assert!(rig.machine.reach(0, DEVICE.0).contains(&run), "{run:x?}");
+        let pending = rig.units[0].unmap(A, iova, memory.length()).unwrap();
+        rig.flush(pending);
+        assert_eq!(rig.machine.reach(0, DEVICE.0).len(), 1, "all of it is gone");
+    }
+    rig.sound();
+}
+
 proptest! {
     /// Any set of mappings against a naive map of pages.
     #[test]

@@ -433,7 +433,8 @@ impl<'a> Topology<'a> {
                 .facts
                 .iter()
                 .any(|other| self.same_device(bridge, other) && other.lacks_acs()),
-            Some(PortType::DownstreamPort) => bridge.lacks_acs(),
+            // Told by the switch's upstream port, which is above it.
+            Some(PortType::DownstreamPort) => false,
             Some(PortType::UpstreamPort) => self.facts.iter().any(|port| {
                 port.port == Some(PortType::DownstreamPort)
                     && port.lacks_acs()

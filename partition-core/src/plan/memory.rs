@@ -213,12 +213,7 @@ impl<'a> Draft<'a> {
                 let Ok(range) = PhysRange::new(page, FRAME_SIZE) else {
                     return false;
                 };
-                let reserved = |range: PhysRange| {
-                    let mut all = self.machine.reservations.iter();
-                    all.any(|reservation| reservation.range.overlaps(range))
-                };
                 self.blockers(range).next().is_none()
-                    && !reserved(range)
                     && !self.plan.memory.iter().any(|other| other.overlaps(range))
             })
     }

@@ -55,7 +55,7 @@ pub(crate) const KERNELS: [Recipe; 3] = [
         name: "gamma",
         package: "beta",
         opt_level: "2",
-        flags: &["-Cforce-unwind-tables=no", "-Cinline-threshold=25"],
+        flags: &["-Crelocation-model=static", "-Ccodegen-units=4"],
     },
 ];
 
@@ -136,6 +136,8 @@ pub(crate) fn kernel(
         // Two kernels may come from one package: the sources read their name from here.
         .set(NAME_VARIABLE, recipe.name)
         .set("CARGO_PROFILE_RELEASE_OPT_LEVEL", recipe.opt_level)
+        // An image is copied more than once: what only a debugger reads is left out.
+        .set("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
         .set("CARGO_ENCODED_RUSTFLAGS", recipe.flags.join("\x1f"))
         .unset("RUSTFLAGS")
         .deadline(DEADLINE);

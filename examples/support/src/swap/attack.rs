@@ -33,8 +33,14 @@ pub fn drain(kernel: &mut Kernel) -> Result<Message, Failure> {
         reply[2] = fault.source.0.into();
         reply[3] = fault.address().unwrap_or(0);
         reply[4] = fault.code.into();
-        reply[5] = fault.access().is_some_and(|access| access.contains(Access::WRITE)).into();
-        println!("@fault source={} address={:#x} code={} text=\"{fault}\"", fault.source, reply[3], fault.code);
+        reply[5] = fault
+            .access()
+            .is_some_and(|access| access.contains(Access::WRITE))
+            .into();
+        println!(
+            "@fault source={} address={:#x} code={} text=\"{fault}\"",
+            fault.source, reply[3], fault.code
+        );
     }
     Ok(reply)
 }
@@ -42,9 +48,12 @@ pub fn drain(kernel: &mut Kernel) -> Result<Message, Failure> {
 /// What the steward says of the fault records since the last time.
 fn drained(kernel: &mut Kernel) -> Result<Message, Failure> {
     match kernel.prime {
-        Some(prime) if kernel.unit.is_none() => {
-            ask(kernel, prime, &[message::DRAIN, 0, 0, 0, 0, 0, 0, 0], message::DRAINED)
-        }
+        Some(prime) if kernel.unit.is_none() => ask(
+            kernel,
+            prime,
+            &[message::DRAIN, 0, 0, 0, 0, 0, 0, 0],
+            message::DRAINED,
+        ),
         _ => drain(kernel),
     }
 }
@@ -63,15 +72,26 @@ fn targets(kernel: &Kernel) -> Vec<Target> {
     };
     let mut all = Vec::new();
     let mut add = |name, address| all.push(Target { name, address });
-    if let Some(other) = other {
-        if let Some(memory) = kernel.memory_of(Owner::Partition(other)).last() {
-            add("foreign-memory", PhysAddr(memory.base().0 + memory.length() / 2));
-        }
+    if let Some(memory) = other.and_then(|other| kernel.memory_of(Owner::Partition(other)).pop()) {
+        add(
+            "foreign-memory",
+            PhysAddr(memory.base().0 + memory.length() / 2),
+        );
     }
-    add("workload", page(PhysRange::from_bounds(kernel.workload.base, kernel.workload.base), 0));
+    add(
+        "workload",
+        page(
+            PhysRange::from_bounds(kernel.workload.base, kernel.workload.base),
+            0,
+        ),
+    );
     add("ledger", page(kernel.baton.ledger, 0));
     add("handoff", page(kernel.baton.handoff, 0));
-    for (name, offset) in [("iommu-tables", 0), ("iommu-tables", 0x4000), ("iommu-tables", 0x8000)] {
+    for (name, offset) in [
+        ("iommu-tables", 0),
+        ("iommu-tables", 0x4000),
+        ("iommu-tables", 0x8000),
+    ] {
         add(name, page(kernel.baton.iommu, offset));
     }
     add("unit-registers", PhysAddr(0xfed9_0000));
@@ -98,7 +118,9 @@ pub fn attack(kernel: &mut Kernel) -> Result<(), Failure> {
     let targets = targets(kernel);
     let (source, own) = {
         let edus = EDUS.lock();
-        let (function, _) = edus.first().ok_or_else(|| failure!("there is no device to attack with"))?;
+        let (function, _) = edus
+            .first()
+            .ok_or_else(|| failure!("there is no device to attack with"))?;
         (*function, function.requester)
     };
     let scratch = kernel
@@ -142,7 +164,9 @@ pub fn attack(kernel: &mut Kernel) -> Result<(), Failure> {
 /// buffer is not what is at the address.
 fn attempt(scratch: PhysAddr, address: PhysAddr, direction: Direction) -> Result<bool, Failure> {
     let mut edus = EDUS.lock();
-    let (_, edu) = edus.first_mut().ok_or_else(|| failure!("there is no device to attack with"))?;
+    let (_, edu) = edus
+        .first_mut()
+        .ok_or_else(|| failure!("there is no device to attack with"))?;
     let length = LENGTH as u64;
     // SAFETY: the scratch page is this kernel's, mapped, and nothing else is in it.
     unsafe { copy_in(scratch, &[CANARY; LENGTH]) };
@@ -153,7 +177,12 @@ fn attempt(scratch: PhysAddr, address: PhysAddr, direction: Direction) -> Result
     }
     edu.dma(Direction::ToMemory, scratch.0, 0, length, DMA)?;
     // SAFETY: as above.
-    let read = unsafe { copy_out(PhysRange::from_bounds(scratch, PhysAddr(scratch.0 + length))) };
+    let read = unsafe {
+        copy_out(PhysRange::from_bounds(
+            scratch,
+            PhysAddr(scratch.0 + length),
+        ))
+    };
     // QEMU hands zeros to a device whose read was blocked, or leaves its buffer; anything else would
     // be what is at the address.
     Ok(read.iter().all(|&byte| byte == CANARY || byte == 0))
@@ -164,15 +193,27 @@ fn attempt(scratch: PhysAddr, address: PhysAddr, direction: Direction) -> Result
 fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Result<(), Failure> {
     let (function, own) = {
         let edus = EDUS.lock();
-        let (function, _) = edus.first().ok_or_else(|| failure!("there is no device to attack with"))?;
-        let own = kernel.handles.iter().find(|handle| handle.function == *function).copied();
-        (*function, own.ok_or_else(|| failure!("{function} has no interrupt entry"))?)
+        let (function, _) = edus
+            .first()
+            .ok_or_else(|| failure!("there is no device to attack with"))?;
+        let own = kernel
+            .handles
+            .iter()
+            .find(|handle| handle.function == *function)
+            .copied();
+        (
+            *function,
+            own.ok_or_else(|| failure!("{function} has no interrupt entry"))?,
+        )
     };
     let vector = own.vector as u8;
     if !raises(&own, vector)? {
         return Err(failure!("the device's own interrupt does not come"));
     }
-    let theirs = kernel.successor.as_ref().map(|launched| launched.handles.clone());
+    let theirs = kernel
+        .successor
+        .as_ref()
+        .map(|launched| launched.handles.clone());
     let foreign: Vec<InterruptHandle> = kernel
         .handles
         .iter()
@@ -182,7 +223,11 @@ fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Res
         .collect();
     for handle in foreign {
         *attempts += 1;
-        let forged = InterruptHandle { function, message: 0, ..handle };
+        let forged = InterruptHandle {
+            function,
+            message: 0,
+            ..handle
+        };
         // Entries of this kernel's other devices raise a vector that is counted here; those of
         // other kernels are watched from outside.
         let came = raises(&forged, handle.vector as u8)?;
@@ -206,7 +251,9 @@ fn raises(handle: &InterruptHandle, vector: u8) -> Result<bool, Failure> {
     unsafe { devices::set_message(handle) }?;
     let before = interrupts::count(vector);
     let mut edus = EDUS.lock();
-    let (_, edu) = edus.first_mut().ok_or_else(|| failure!("there is no device to attack with"))?;
+    let (_, edu) = edus
+        .first_mut()
+        .ok_or_else(|| failure!("there is no device to attack with"))?;
     edu.raise(1);
     let came = clock::wait_until(INTERRUPT, || interrupts::count(vector) != before);
     edu.acknowledge();

@@ -49,11 +49,17 @@ pub struct Footing {
 /// # Safety
 /// `start` is the truth: the free memory is nobody's, the rest is mapped as it may be, and the
 /// image lies at `physical`.
-pub unsafe fn bring_up(config: &Config, physical: PhysAddr, start: &Start) -> Result<Footing, Failure> {
+pub unsafe fn bring_up(
+    config: &Config,
+    physical: PhysAddr,
+    start: &Start,
+) -> Result<Footing, Failure> {
     let image = Image::own();
     let mut memory = Carver::new();
     start.free.iter().for_each(|&range| memory.add(range));
-    let tables = memory.take(TABLES, FRAME_SIZE, FOUR_GIB).ok_or(MapError::Frames)?;
+    let tables = memory
+        .take(TABLES, FRAME_SIZE, FOUR_GIB)
+        .ok_or(MapError::Frames)?;
     // SAFETY: just taken out of memory that is nobody's.
     let mut frames = unsafe { Frames::new(tables) };
     let mut space = AddressSpace::new(&mut frames)?;
@@ -73,7 +79,7 @@ pub unsafe fn bring_up(config: &Config, physical: PhysAddr, start: &Start) -> Re
     unsafe { mmio::set_window(config.window) };
     let heap = memory
         .take(config.heap, FRAME_SIZE, u64::MAX)
-        .ok_or_else(|| Failure(alloc::string::String::new()))?;
+        .ok_or(MapError::Frames)?;
     // SAFETY: just taken out of free memory, all of which is in the window.
     unsafe { (config.add_heap)(heap) };
     // SAFETY: the tables in force are the kernel's own, and the value is never freed.
@@ -81,7 +87,11 @@ pub unsafe fn bring_up(config: &Config, physical: PhysAddr, start: &Start) -> Re
     // SAFETY: just mapped.
     unsafe { apic::init(apic::base()) };
     apic::enable_this().ok_or_else(|| failure!("there is no local APIC"))?;
-    Ok(Footing { memory, frames, space })
+    Ok(Footing {
+        memory,
+        frames,
+        space,
+    })
 }
 
 /// Sets the clock to a rate that somebody measured.

@@ -23,7 +23,11 @@ const TICK: u64 = 1000;
 /// Says who is there, once its console is ready.
 pub fn announce(kernel: &Kernel) {
     let owner = kernel.owner();
-    let memory: u64 = kernel.memory_of(owner).iter().map(|range| range.length()).sum();
+    let memory: u64 = kernel
+        .memory_of(owner)
+        .iter()
+        .map(|range| range.length())
+        .sum();
     println!(
         "@up kernel={} letter={} abi={} partition={} cpus={} memory={memory} tsc_hertz={}",
         kernel.config.name,
@@ -42,7 +46,10 @@ pub fn run() {
         return;
     };
     apic::start_tick(TICK_VECTOR, TICK);
-    owners(&kernel, "now");
+    if kernel.status.state() == state::SERVING && kernel.swaps == 0 {
+        println!("@serving kernel={} swap=0", kernel.config.name);
+        owners(&kernel, "now");
+    }
     while role(apic_id()) == Role::Control {
         kernel.status.beat();
         follow(&mut kernel);
@@ -87,7 +94,10 @@ fn follow(kernel: &mut Kernel) {
         if let Err(error) = reclaim::take_up(kernel) {
             println!("@trouble text=\"{error}\"");
         }
-        println!("@serving kernel={} swap={} commit_to_service_ns={took}", kernel.config.name, kernel.swaps);
+        println!(
+            "@serving kernel={} swap={} commit_to_service_ns={took}",
+            kernel.config.name, kernel.swaps
+        );
         owners(kernel, "served");
     }
 }
@@ -99,7 +109,10 @@ fn command(kernel: &mut Kernel, line: &str) {
     let result = obey(kernel, word, &rest);
     match &result {
         Ok(()) => println!("@done command={word} result=ok"),
-        Err(error) => println!("@done command={word} result=failed text=\"{error}\""),
+        Err(error) => println!(
+            "@done command={word} result={} text=\"{error}\"",
+            if error.refused { "refused" } else { "failed" }
+        ),
     }
     if result.is_ok() && word == "handover" && kernel.steward.is_none() && !rest.contains(&"stay") {
         owners(kernel, "retired");
@@ -115,7 +128,9 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
             Ok(())
         }
         "help" => {
-            println!("status, plan [NAME], launch IMAGE [KEY=VALUE ...], undo, attack, handover [inspect] [stay], return, reclaim, go");
+            println!(
+                "status, plan [NAME], launch IMAGE [KEY=VALUE ...], undo, attack, handover [inspect] [stay], return, reclaim, go"
+            );
             Ok(())
         }
         "plan" => plan(kernel, rest.first().copied().unwrap_or("good")),
@@ -135,7 +150,10 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
                 .as_ref()
                 .map(|launched| launched.partition)
                 .ok_or_else(|| failure!("there is nobody to hand over to"))?;
-            let manner = Manner { inspect: rest.contains(&"inspect"), stay: rest.contains(&"stay") };
+            let manner = Manner {
+                inspect: rest.contains(&"inspect"),
+                stay: rest.contains(&"stay"),
+            };
             handover::hand_over(kernel, next, manner)?;
             if manner.stay {
                 kernel.status.enter(state::STANDBY, clock::tsc());
@@ -186,7 +204,10 @@ fn plan(kernel: &mut Kernel, name: &str) -> Result<(), Failure> {
                 .of_device(0x1234, 0x11e8)
                 .find(|&function| !inventory.topology.is_alone(function))
                 .ok_or_else(|| failure!("no device shares a requester id"))?;
-            wish.functions = vec![FunctionRequest { function: shared, interrupts: 1 }];
+            wish.functions = vec![FunctionRequest {
+                function: shared,
+                interrupts: 1,
+            }];
         }
         "own-cpu" => wish.cpus = vec![kernel.service_cpu, apic_id()],
         other => return Err(failure!("there is no plan '{other}'")),

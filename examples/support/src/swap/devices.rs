@@ -77,5 +77,9 @@ pub unsafe fn set_message(handle: &InterruptHandle) -> Result<(), Failure> {
     } else if handle.message == 0 && function.set_msi(address, data) {
         return Ok(());
     }
-    Err(failure!("function {} cannot send message {}", handle.function, handle.message))
+    Err(failure!(
+        "function {} cannot send message {}",
+        handle.function,
+        handle.message
+    ))
 }

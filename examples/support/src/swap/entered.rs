@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 
 use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
 use handoff_abi::{
-    Clock, Console, Cpu, Ecam as EcamRecord, Exchange, Extent, Firmware, Handoff, HandoffError,
-    Function, Header, InterruptHandle, Ledger, Memory, PhysAddr, PhysRange, Platform, Workload, purpose, state, stated_length,
+    Clock, Console, Cpu, Ecam as EcamRecord, Exchange, Extent, Firmware, Function, Handoff,
+    HandoffError, Header, InterruptHandle, Ledger, Memory, PhysAddr, PhysRange, Platform, Workload,
+    purpose, state, stated_length,
 };
 use partition_core::baton::Baton;
 use partition_core::park::ParkArea;
@@ -55,11 +56,16 @@ pub unsafe fn enter(config: &'static Config, argument: u64) -> ! {
             // SAFETY: the second UART of a PC is at this port. Whose it is cannot be known here,
             // and one line on the wrong console is better than none on any.
             unsafe { console::init(LAST_RESORT) };
-            println!("@handoff-refused kernel={} text=\"{}\"", config.name, error.0);
+            println!(
+                "@handoff-refused kernel={} text=\"{}\"",
+                config.name, error.text
+            );
             cpu::halt_forever()
         }
     };
-    let port = handoff.first::<Console>().map_or(LAST_RESORT, |console| console.port as u16);
+    let port = handoff
+        .first::<Console>()
+        .map_or(LAST_RESORT, |console| console.port as u16);
     // SAFETY: the handoff gives this kernel the UART at that port.
     unsafe { console::init(port) };
     // SAFETY: the entry tables map the baton at its physical address, and the exchange is made of
@@ -141,7 +147,9 @@ unsafe fn come_up(
 ) -> Result<(), Failure> {
     let me = handoff.header().reader;
     let record = |name: &str| failure!("the handoff has no {name}");
-    let workload = handoff.first::<Workload>().ok_or_else(|| record("workload"))?;
+    let workload = handoff
+        .first::<Workload>()
+        .ok_or_else(|| record("workload"))?;
     let trampoline_page = handoff
         .records::<Extent>()
         .find(|extent| extent.purpose == purpose::TRAMPOLINE)
@@ -150,9 +158,10 @@ unsafe fn come_up(
     let modules = handoff
         .records::<Extent>()
         .find(|extent| extent.purpose == purpose::MODULES)
-        .map_or(Ok(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0))), |extent| {
-            PhysRange::new(extent.base, extent.length)
-        })?;
+        .map_or(
+            Ok(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0))),
+            |extent| PhysRange::new(extent.base, extent.length),
+        )?;
     let mut start = Start::default();
     for memory in handoff.records::<Memory>() {
         let range = PhysRange::new(memory.base, memory.length)?;
@@ -176,7 +185,10 @@ unsafe fn come_up(
         .ok_or_else(|| failure!("the image is not mapped"))?;
     // SAFETY: the handoff was checked; the prime made the entry tables accordingly.
     let footing = unsafe { bring_up(config, physical, &start) }?;
-    let hertz = handoff.first::<Clock>().ok_or_else(|| record("clock"))?.tsc_hertz;
+    let hertz = handoff
+        .first::<Clock>()
+        .ok_or_else(|| record("clock"))?
+        .tsc_hertz;
     set_clock(hertz);
 
     // SAFETY: the window maps the baton for good, and the areas are made of atomics.
@@ -186,15 +198,27 @@ unsafe fn come_up(
     let status = OwnStatus::new(exchange, me).ok_or_else(|| failure!("there is no place"))?;
     status.speak(handoff.header().version, config.speaks.features);
     status.enter(state::NEGOTIATED, clock::tsc());
-    println!("@negotiated version={} features={}", handoff.header().version, config.speaks.features.bits());
+    println!(
+        "@negotiated version={} features={}",
+        handoff.header().version,
+        config.speaks.features.bits()
+    );
     misbehaviour.at(Point::Negotiated, &status);
 
-    let bootstrap = handoff.first::<Platform>().ok_or_else(|| record("platform"))?.bootstrap;
+    let bootstrap = handoff
+        .first::<Platform>()
+        .ok_or_else(|| record("platform"))?
+        .bootstrap;
     // SAFETY: the window maps the area for good; the first kernel made it.
     let park = unsafe { ParkArea::adopt(mmio::pointer(baton.park.base()), baton.park.base()) }?;
     // SAFETY: the page is this partition's, mapped, and its one processor has left it.
     let trampoline = unsafe {
-        Trampoline::install(mmio::pointer(trampoline_page), trampoline_page, bootstrap, timing())
+        Trampoline::install(
+            mmio::pointer(trampoline_page),
+            trampoline_page,
+            bootstrap,
+            timing(),
+        )
     }?;
     let mut kernel = Kernel {
         config,
@@ -216,14 +240,19 @@ unsafe fn come_up(
         unit_window: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
         domain: domain_of(me),
         workload,
-        functions: handoff.records::<Function>().map(|record| record.function).collect(),
+        functions: handoff
+            .records::<Function>()
+            .map(|record| record.function)
+            .collect(),
         handles: handoff.records::<InterruptHandle>().collect(),
         successor: None,
         launches: me.0,
         prime: Some(handoff.header().writer),
         modules,
         swaps: handoff.header().swaps,
-        console: handoff.first::<Console>().ok_or_else(|| record("console"))?,
+        console: handoff
+            .first::<Console>()
+            .ok_or_else(|| record("console"))?,
         service_cpu: cpu::apic_id(),
         held: false,
         misbehaviour,
@@ -241,30 +270,47 @@ unsafe fn come_up(
     }
     own_devices::take_up(&mut kernel)?;
     work::adopt(&mut kernel)?;
-    serving::init(serving::Shared { ledger, exchange, me });
+    serving::init(serving::Shared {
+        ledger,
+        exchange,
+        me,
+    });
     serving::give(Order::Stand);
     processors::assign(kernel.service_cpu, Role::Service);
     control::announce(&kernel);
     kernel.status.enter(state::READY, clock::tsc());
     *KERNEL.lock() = Some(Box::new(kernel));
-    misbehaviour.at(Point::Ready, &OwnStatus::new(exchange, me).ok_or_else(|| failure!("there is no place"))?);
+    misbehaviour.at(
+        Point::Ready,
+        &OwnStatus::new(exchange, me).ok_or_else(|| failure!("there is no place"))?,
+    );
     Ok(())
 }
 
 /// Reads the filtered tables as any kernel would, and holds them against the handoff: exactly its
 /// processors, buses and memory.
-fn smaller_machine(kernel: &mut Kernel, handoff: &Handoff<'_>, readable: Vec<PhysRange>) -> Result<(), Failure> {
-    let firmware = handoff.first::<Firmware>().ok_or_else(|| failure!("the handoff has no firmware tables"))?;
+fn smaller_machine(
+    kernel: &mut Kernel,
+    handoff: &Handoff<'_>,
+    readable: Vec<PhysRange>,
+) -> Result<(), Failure> {
+    let firmware = handoff
+        .first::<Firmware>()
+        .ok_or_else(|| failure!("the handoff has no firmware tables"))?;
     let mut buffer = vec![0; 64 << 10];
     let request = CaptureRequest::new(firmware.rsdp, SmbiosSource::None);
     capture(&Window(readable), &request, &mut buffer)?;
     let tables = Capture::parse(&buffer)?;
-    let madt = tables.madt().ok_or_else(|| failure!("the smaller machine has no MADT"))??;
+    let madt = tables
+        .madt()
+        .ok_or_else(|| failure!("the smaller machine has no MADT"))??;
     let mut cpus: Vec<_> = madt.processors().map(|cpu| cpu.apic_id).collect();
     let mut given: Vec<_> = handoff.records::<Cpu>().map(|cpu| cpu.apic_id).collect();
     cpus.sort();
     given.sort();
-    let mcfg = tables.mcfg().ok_or_else(|| failure!("the smaller machine has no MCFG table"))??;
+    let mcfg = tables
+        .mcfg()
+        .ok_or_else(|| failure!("the smaller machine has no MCFG table"))??;
     let mut buses: Vec<_> = mcfg
         .allocations()
         .map(|allocation| (allocation.first_bus, allocation.last_bus))
@@ -284,13 +330,19 @@ fn smaller_machine(kernel: &mut Kernel, handoff: &Handoff<'_>, readable: Vec<Phy
         cpus == given && buses == given_buses
     );
     if cpus != given || buses != given_buses || tables.dmar().is_some() {
-        return Err(failure!("the smaller machine is not the handoff's: processors {cpus:?}, buses {buses:?}"));
+        return Err(failure!(
+            "the smaller machine is not the handoff's: processors {cpus:?}, buses {buses:?}"
+        ));
     }
     for allocation in mcfg.allocations() {
-        let range = allocation.memory().ok_or_else(|| failure!("configuration space lies nowhere"))?;
+        let range = allocation
+            .memory()
+            .ok_or_else(|| failure!("configuration space lies nowhere"))?;
         kernel.map(range, Access::Device)?;
         // SAFETY: just mapped, for good.
-        devices::add(unsafe { Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus) });
+        devices::add(unsafe {
+            Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus)
+        });
     }
     Ok(())
 }

@@ -32,7 +32,10 @@ pub fn write(kernel: &mut Kernel, plan: &Plan) -> Result<Firmware, Failure> {
         .extents()
         .iter()
         .filter_map(|extent| PhysRange::new(extent.base, extent.length).ok())
-        .map(|range| MemoryRegion { range, kind: MemoryKind::Reserved })
+        .map(|range| MemoryRegion {
+            range,
+            kind: MemoryKind::Reserved,
+        })
         .collect();
     let windows: Vec<Vec<Window>> = plan
         .buses()
@@ -42,7 +45,11 @@ pub fn write(kernel: &mut Kernel, plan: &Plan) -> Result<Firmware, Failure> {
                 .windows_above(bus.bus)
                 .map(|range| {
                     let low = range.end().0 <= 1 << 32;
-                    let kind = if low { WindowKind::Memory32 } else { WindowKind::Memory64Prefetchable };
+                    let kind = if low {
+                        WindowKind::Memory32
+                    } else {
+                        WindowKind::Memory64Prefetchable
+                    };
                     Window { kind, range }
                 })
                 .collect()
@@ -65,7 +72,10 @@ pub fn write(kernel: &mut Kernel, plan: &Plan) -> Result<Firmware, Failure> {
         memory: plan.memory(),
         reserved: &reserved,
         bridges: &bridges,
-        reset: ResetWord { address: PhysAddr(place.0 + PLACE - 8), value: 1 },
+        reset: ResetWord {
+            address: PhysAddr(place.0 + PLACE - 8),
+            value: 1,
+        },
         wakeup: None,
         place,
     };
@@ -73,7 +83,17 @@ pub fn write(kernel: &mut Kernel, plan: &Plan) -> Result<Firmware, Failure> {
     let tables = view.write(&captured, &mut buffer)?;
     // SAFETY: the place is the partition's part of the extent, and nobody reads it yet.
     unsafe { copy_in(place, &buffer) };
-    println!("@filtered-tables rsdp={:#x} bytes={}", tables.rsdp.0, tables.range.length());
-    let smbios = captured.smbios_entries().next().map_or(PhysAddr(0), |(address, _)| address);
-    Ok(Firmware { rsdp: tables.rsdp, smbios })
+    println!(
+        "@filtered-tables rsdp={:#x} bytes={}",
+        tables.rsdp.0,
+        tables.range.length()
+    );
+    let smbios = captured
+        .smbios_entries()
+        .next()
+        .map_or(PhysAddr(0), |(address, _)| address);
+    Ok(Firmware {
+        rsdp: tables.rsdp,
+        smbios,
+    })
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
 use handoff_abi::{
-    ApicId, Console, Exchange, InterruptTarget, Ledger, Owner, PartitionId,
+    ApicId, Console, Exchange, InterruptHandle, InterruptTarget, Ledger, Owner, PartitionId,
     PciFunction, PhysAddr, PhysRange, Workload as WorkloadRecord, WorkloadId, resource,
 };
 use iommu::Access as DmaAccess;
@@ -18,15 +18,17 @@ use partition_core::watch::OwnStatus;
 
 use super::bring_up::{Start, bring_up, set_clock};
 use super::inventory::{Bridge, Topology};
-use super::kernel::{Config, Failure, KERNEL, Kernel, Timer, dma_pieces, failure, page_of, shared, unit_parts};
+use super::kernel::{
+    Config, Failure, KERNEL, Kernel, Timer, dma_pieces, failure, page_of, shared, unit_parts,
+};
 use super::launch::{function_number, handle_record, timing};
-use super::processors::{self, Role};
 use super::misbehave::Misbehaviour;
+use super::processors::{self, Role};
 use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, serving, work};
 use crate::boot::{BootInfo, Image, PVH_OFFSET};
 use crate::memory::Carver;
 use crate::paging::Access;
-use crate::{apic, clock, mmio, println};
+use crate::{apic, clock, mmio, pci, println};
 
 /// Who boots first.
 const FIRST: PartitionId = PartitionId(1);
@@ -92,7 +94,11 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     }
     for &(range, kind) in &info.memory {
         // Firmware's own, and registers: SeaBIOS keeps the ACPI tables in such a range.
-        let access = if matches!(kind, 1 | 3 | 4) { Access::Data } else { Access::Device };
+        let access = if matches!(kind, 1 | 3 | 4) {
+            Access::Data
+        } else {
+            Access::Device
+        };
         if range.end().0 <= FOUR_GIB {
             let _ = start.window.push((range, access));
         }
@@ -111,7 +117,9 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     let buffer = mmio::pointer(baton.capture.base());
     // SAFETY: the extent is mapped, this kernel's alone until it launches a successor, and holds
     // bytes.
-    let buffer = unsafe { core::slice::from_raw_parts_mut(buffer.as_ptr(), baton.capture.length() as usize) };
+    let buffer = unsafe {
+        core::slice::from_raw_parts_mut(buffer.as_ptr(), baton.capture.length() as usize)
+    };
     let request = CaptureRequest::new(info.rsdp, SmbiosSource::Scan);
     let summary = capture(&Window(&info.memory), &request, buffer)?;
     let captured = Capture::parse(buffer)?;
@@ -119,7 +127,9 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         "@captured tables={} bad_checksum={} skipped={} bytes={}",
         summary.sound, summary.bad_checksum, summary.skipped, summary.length
     );
-    let fadt = captured.fadt().ok_or_else(|| failure!("there is no FADT"))??;
+    let fadt = captured
+        .fadt()
+        .ok_or_else(|| failure!("there is no FADT"))??;
     let port = u16::try_from(fadt.pm_timer()).unwrap_or(0);
     // SAFETY: the port is the FADT's.
     let hertz = unsafe { clock::calibrate(port) };
@@ -134,11 +144,15 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     let park = unsafe { ParkArea::install(mapped, baton.park.base()) }?;
     let bootstrap = crate::cpu::apic_id();
     // SAFETY: the page is free low memory, mapped, and no processor is in it.
-    let trampoline = unsafe {
-        Trampoline::install(mmio::pointer(TRAMPOLINE), TRAMPOLINE, bootstrap, timing())
-    }?;
+    let trampoline =
+        unsafe { Trampoline::install(mmio::pointer(TRAMPOLINE), TRAMPOLINE, bootstrap, timing()) }?;
     let status = OwnStatus::new(exchange, FIRST).ok_or_else(|| failure!("there is no place"))?;
-    let modules = info.modules.first().map_or(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)), |module| module.range);
+    let modules = info
+        .modules
+        .first()
+        .map_or(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)), |module| {
+            module.range
+        });
     let mut kernel = Kernel {
         config,
         me: FIRST,
@@ -174,7 +188,10 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         prime: None,
         modules,
         swaps: 0,
-        console: Console { port: 0x3f8, baud: 115_200 },
+        console: Console {
+            port: 0x3f8,
+            baud: 115_200,
+        },
         service_cpu: ApicId(0),
         held: false,
         misbehaviour: Misbehaviour::default(),
@@ -184,10 +201,17 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     fill_ledger(&mut kernel, info, &captured, &topology, workload)?;
     fence(&mut kernel, &captured, &topology, workload)?;
     start_processors(&mut kernel)?;
-    kernel.functions = topology.endpoints().filter(|&function| !topology.is_nic(function)).collect();
+    kernel.functions = topology
+        .endpoints()
+        .filter(|&function| !topology.is_nic(function))
+        .collect();
     own_devices::set_aside_all(&mut kernel)?;
     own_devices::take_up(&mut kernel)?;
-    serving::init(serving::Shared { ledger, exchange, me: FIRST });
+    serving::init(serving::Shared {
+        ledger,
+        exchange,
+        me: FIRST,
+    });
     work::create(&mut kernel, workload)?;
     processors::assign(kernel.service_cpu, Role::Service);
     super::control::announce(&kernel);
@@ -206,7 +230,9 @@ fn fill_ledger(
 ) -> Result<(), Failure> {
     let me = kernel.owner();
     let baton = kernel.baton.extents();
-    let madt = captured.madt().ok_or_else(|| failure!("there is no MADT"))??;
+    let madt = captured
+        .madt()
+        .ok_or_else(|| failure!("there is no MADT"))??;
     let workload_id = kernel.workload.id;
     let unit = kernel.unit_window;
     let steward = kernel.steward()?;
@@ -232,7 +258,11 @@ fn fill_ledger(
         steward.transfer(slot, owner)?;
     }
     for function in topology.endpoints() {
-        let owner = if topology.is_nic(function) { Owner::Workload(workload_id) } else { me };
+        let owner = if topology.is_nic(function) {
+            Owner::Workload(workload_id)
+        } else {
+            me
+        };
         steward.add(resource::FUNCTION, function_number(function), 1, owner)?;
     }
     for singleton in [
@@ -247,7 +277,14 @@ fn fill_ledger(
     ] {
         steward.add(resource::SINGLETON, singleton, 1, me)?;
     }
-    steward.add(resource::REMAPPING_UNIT, unit.base().0, unit.length(), Owner::Baton)?;
+    if !unit.is_empty() {
+        steward.add(
+            resource::REMAPPING_UNIT,
+            unit.base().0,
+            unit.length(),
+            Owner::Baton,
+        )?;
+    }
     let slot = steward.add(resource::WORKLOAD, workload_id.0.into(), 1, me)?;
     kernel.workload.ledger_slot = slot.into();
     Ok(())
@@ -255,40 +292,75 @@ fn fill_ledger(
 
 /// VT-d on: the NIC reaches the workload's memory, this partition's devices its own, and every
 /// other device nothing.
-fn fence(kernel: &mut Kernel, captured: &Capture<'_>, topology: &Topology, workload: PhysRange) -> Result<(), Failure> {
-    let dmar = captured.dmar().ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
+fn fence(
+    kernel: &mut Kernel,
+    captured: &Capture<'_>,
+    topology: &Topology,
+    workload: PhysRange,
+) -> Result<(), Failure> {
     for function in topology.endpoints() {
         devices::set_bus_master(function, false)?;
     }
-    if let Some(io_apic) = captured.madt().and_then(Result::ok).and_then(|madt| madt.io_apics().next()) {
+    if let Some(io_apic) = captured
+        .madt()
+        .and_then(Result::ok)
+        .and_then(|madt| madt.io_apics().next())
+    {
         kernel.map(page_of(io_apic.address), Access::Device)?;
         // SAFETY: just mapped, and firmware says that it is one.
         unsafe { apic::mask_io_apic(io_apic.address) };
     }
+    let Some(dmar) = captured.dmar() else {
+        println!("@unfenced text=\"there is no DMAR table: no VT-d, and nothing to give away\"");
+        return Ok(());
+    };
+    let dmar = dmar?;
     // SAFETY: the DMAR table names the window, just mapped by `Topology::scan`; the arena is the
     // baton's and nobody else's.
     let (registers, memory, timer) = unsafe { unit_parts(kernel.unit_window, kernel.baton.iommu) };
     let config = vtd::Config {
-        iova_limit: kernel.memory_of(kernel.owner()).last().map_or(FOUR_GIB, |range| range.end().0),
+        iova_limit: kernel
+            .memory_of(kernel.owner())
+            .last()
+            .map_or(FOUR_GIB, |range| range.end().0),
         host_address_bits: u8::try_from(dmar.host_address_width()).unwrap_or(0),
         ..vtd::Config::default()
     };
-    let unit = Unit::prepare(registers, memory, timer, kernel.unit_window, kernel.baton.iommu, config)?;
+    let unit = Unit::prepare(
+        registers,
+        memory,
+        timer,
+        kernel.unit_window,
+        kernel.baton.iommu,
+        config,
+    )?;
     kernel.unit = Some(unit);
     let mine = kernel.domain;
     kernel.unit()?.create_domain(WORKLOAD_DOMAIN)?;
     kernel.unit()?.create_domain(mine)?;
     for piece in dma_pieces(workload) {
         let unit = kernel.unit()?;
-        let pending = unit.map(WORKLOAD_DOMAIN, piece.base().0, piece, DmaAccess::READ_WRITE)?;
+        let pending = unit.map(
+            WORKLOAD_DOMAIN,
+            piece.base().0,
+            piece,
+            DmaAccess::READ_WRITE,
+        )?;
         unit.flush(pending)?;
     }
     for range in kernel.memory_of(kernel.owner()) {
         kernel.map_dma(mine, range)?;
     }
     for bridge in topology.fenced(captured) {
-        let Bridge { function, requesters } = bridge;
-        let domain = if topology.is_nic(function) { WORKLOAD_DOMAIN } else { mine };
+        let Bridge {
+            function,
+            requesters,
+        } = bridge;
+        let domain = if topology.is_nic(function) {
+            WORKLOAD_DOMAIN
+        } else {
+            mine
+        };
         for requester in requesters {
             if kernel.unit()?.domain_of(requester).is_none() {
                 let unit = kernel.unit()?;
@@ -298,7 +370,11 @@ fn fence(kernel: &mut Kernel, captured: &Capture<'_>, topology: &Topology, workl
         }
     }
     kernel.unit()?.enable()?;
-    println!("@fenced unit={:#x} arena_free={}", kernel.unit_window.base().0, kernel.unit()?.free_frames());
+    println!(
+        "@fenced unit={:#x} arena_free={}",
+        kernel.unit_window.base().0,
+        kernel.unit()?.free_frames()
+    );
     Ok(())
 }
 
@@ -310,12 +386,32 @@ pub fn set_aside(
     target: InterruptTarget,
 ) -> Result<(), Failure> {
     for message in 0..messages {
-        let unit = kernel.unit()?;
-        let (handle, pending) = unit.allocate_interrupt(function.requester, target)?;
-        unit.flush(pending)?;
-        kernel.handles.push(handle_record(function, handle, target, message.into()));
+        let record = match kernel.unit.as_mut() {
+            Some(unit) => {
+                let (handle, pending) = unit.allocate_interrupt(function.requester, target)?;
+                unit.flush(pending)?;
+                handle_record(function, handle, target, message.into())
+            }
+            None => unfenced(function, target, message),
+        };
+        kernel.handles.push(record);
     }
     Ok(())
+}
+
+/// Where there is no remapping: the message goes straight to the processor.
+fn unfenced(function: PciFunction, target: InterruptTarget, message: u16) -> InterruptHandle {
+    let (address, data) = pci::message(target.destination, target.vector);
+    InterruptHandle {
+        function,
+        unit: u16::MAX,
+        handle: 0,
+        message_address: address,
+        message_data: data,
+        destination: target.destination,
+        vector: target.vector.into(),
+        message: message.into(),
+    }
 }
 
 /// All processors come up; one of them serves, the rest are idle.
@@ -326,7 +422,10 @@ fn start_processors(kernel: &mut Kernel) -> Result<(), Failure> {
     for &cpu in &cpus {
         start(kernel, cpu)?;
     }
-    kernel.service_cpu = cpus.first().copied().ok_or_else(|| failure!("one processor is not enough"))?;
+    kernel.service_cpu = cpus
+        .first()
+        .copied()
+        .ok_or_else(|| failure!("one processor is not enough"))?;
     Ok(())
 }
 
@@ -338,11 +437,16 @@ pub fn start(kernel: &mut Kernel, cpu: ApicId) -> Result<(), Failure> {
     // SAFETY: this kernel's tables map the trampoline at its physical address; the stack is the
     // processor's own; the processor is this kernel's.
     unsafe {
-        kernel.trampoline.start(cpu, &state, &kernel.park, &mut processors::ipi(), &mut Timer::default())
+        kernel.trampoline.start(
+            cpu,
+            &state,
+            &kernel.park,
+            &mut processors::ipi(),
+            &mut Timer::default(),
+        )
     }?;
     if !processors::has_come(cpu) {
         return Err(failure!("processor {cpu} arrived and did not come up"));
     }
     Ok(())
 }
-

@@ -1,8 +1,6 @@
 //! The hand-over of the workload, from the control processor's side, in both directions.
 
-use handoff_abi::{
-    ApicId, Exchange, InterruptTarget, Message, Owner, PartitionId, state,
-};
+use handoff_abi::{ApicId, Exchange, InterruptTarget, Message, Owner, PartitionId, state};
 use iommu::vtd::Pending;
 use partition_core::mailbox::{Receiver, Sender};
 use partition_core::watch::Watch;
@@ -46,7 +44,11 @@ pub struct Manner {
 }
 
 /// A mailbox between two partitions of the exchange.
-fn mailbox(exchange: &'static Exchange, from: PartitionId, to: PartitionId) -> Option<&'static handoff_abi::Mailbox> {
+fn mailbox(
+    exchange: &'static Exchange,
+    from: PartitionId,
+    to: PartitionId,
+) -> Option<&'static handoff_abi::Mailbox> {
     exchange
         .mailboxes
         .get(Exchange::place(from))?
@@ -69,7 +71,12 @@ pub fn receive(kernel: &Kernel, from: PartitionId) -> Result<Option<Message>, Fa
 }
 
 /// Sends a message and waits for the answer of this kind.
-pub fn ask(kernel: &Kernel, to: PartitionId, message: &Message, answer: u64) -> Result<Message, Failure> {
+pub fn ask(
+    kernel: &Kernel,
+    to: PartitionId,
+    message: &Message,
+    answer: u64,
+) -> Result<Message, Failure> {
     send(kernel, to, message)?;
     let mut found = None;
     let mut corrupt = None;
@@ -139,12 +146,21 @@ pub fn hand_over(kernel: &mut Kernel, next: PartitionId, manner: Manner) -> Resu
 }
 
 /// What the next owner says about where it wants interrupts, checked against the ledger.
-fn target_of(reply: &Message, kernel: &Kernel, next: PartitionId) -> Result<InterruptTarget, Failure> {
+fn target_of(
+    reply: &Message,
+    kernel: &Kernel,
+    next: PartitionId,
+) -> Result<InterruptTarget, Failure> {
     let destination = ApicId(u32::try_from(reply[1]).unwrap_or(u32::MAX));
     let vector = u8::try_from(reply[2]).ok().filter(|&vector| vector >= 32);
-    let theirs = kernel.cpus_of(Owner::Partition(next)).contains(&destination);
+    let theirs = kernel
+        .cpus_of(Owner::Partition(next))
+        .contains(&destination);
     match vector {
-        Some(vector) if theirs => Ok(InterruptTarget { destination, vector }),
+        Some(vector) if theirs => Ok(InterruptTarget {
+            destination,
+            vector,
+        }),
         _ => Err(failure!(
             "partition {next} wants interrupts at processor {destination}, which is not its own"
         )),
@@ -174,18 +190,29 @@ fn try_hand_over(
         }
     };
     serving::arm(armed);
-    let order = if manner.inspect { Order::FreezeAndHold } else { Order::FreezeAndCommit };
+    let order = if manner.inspect {
+        Order::FreezeAndHold
+    } else {
+        Order::FreezeAndCommit
+    };
     serving::give(order);
     processors::wake(kernel.service_cpu);
     let settled = |order| matches!(order, Order::Frozen | Order::Committed | Order::Thawed);
     clock::wait_until(FREEZE, || settled(serving::order()));
     if serving::order() == Order::Frozen {
         let workload = kernel.workload;
-        println!("@frozen workload={:#x} length={:#x}", workload.base.0, workload.length);
-        let go = clock::wait_until(INSPECT, || console::read_line().is_some_and(|line| line.trim() == "go"));
+        println!(
+            "@frozen workload={:#x} length={:#x}",
+            workload.base.0, workload.length
+        );
+        let go = clock::wait_until(INSPECT, || {
+            console::read_line().is_some_and(|line| line.trim() == "go")
+        });
         serving::give(if go { Order::Commit } else { Order::Thaw });
         processors::wake(kernel.service_cpu);
-        clock::wait_until(FREEZE, || settled(serving::order()) && serving::order() != Order::Frozen);
+        clock::wait_until(FREEZE, || {
+            settled(serving::order()) && serving::order() != Order::Frozen
+        });
     }
     if serving::order() == Order::Committed {
         return Ok(());
@@ -202,7 +229,11 @@ fn try_hand_over(
 /// The handoff with the unit's final record, for whoever takes over: the partition that was
 /// launched, or one that stayed and has read it before.
 fn write_handoff_for(kernel: &mut Kernel, next: PartitionId) -> Result<(), Failure> {
-    if kernel.successor.as_ref().is_some_and(|launched| launched.partition == next) {
+    if kernel
+        .successor
+        .as_ref()
+        .is_some_and(|launched| launched.partition == next)
+    {
         return write_handoff(kernel);
     }
     super::reclaim::write_return(kernel, next)
@@ -225,7 +256,9 @@ pub fn retire(kernel: &mut Kernel) -> ! {
 #[must_use]
 pub fn has_come(kernel: &Kernel) -> bool {
     kernel.steward.is_none()
-        && kernel.view().is_some_and(|view| view.steward() == kernel.me)
+        && kernel
+            .view()
+            .is_some_and(|view| view.steward() == kernel.me)
         && kernel.status.state() == state::SERVING
 }
 
@@ -237,7 +270,11 @@ pub fn answer(kernel: &mut Kernel, from: PartitionId) -> Result<(), Failure> {
     match message[0] {
         message::EXPECT => {
             let hold = message[1] == 1;
-            serving::give(if hold { Order::ExpectAndHold } else { Order::Expect });
+            serving::give(if hold {
+                Order::ExpectAndHold
+            } else {
+                Order::Expect
+            });
             processors::wake(kernel.service_cpu);
             let reply = [
                 message::EXPECTING,
@@ -261,7 +298,9 @@ pub fn answer(kernel: &mut Kernel, from: PartitionId) -> Result<(), Failure> {
             send(kernel, from, &reply)
         }
         message::RETURN => hand_over(kernel, from, Manner::default()),
-        other => Err(failure!("partition {from} sent a message of unknown kind {other}")),
+        other => Err(failure!(
+            "partition {from} sent a message of unknown kind {other}"
+        )),
     }
 }
 

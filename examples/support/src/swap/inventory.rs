@@ -11,7 +11,8 @@ use handoff_abi::{
 use partition_core::plan::alias::{self, Acs, Facts, Isolation, PortType};
 use partition_core::plan::{
     Budget, Buses, Cpu, CpuRequest, EcamWindow, Function, FunctionKind, FunctionRequest, Machine,
-    MemoryKind, MemoryRegion, MemoryRequest, PageSize, Request, Singleton, Trampoline, Unit, Window,
+    MemoryKind, MemoryRegion, MemoryRequest, PageSize, Request, Singleton, Trampoline, Unit,
+    Window,
 };
 
 use super::kernel::{Failure, Kernel, copy_out, failure};
@@ -66,19 +67,29 @@ impl Topology {
     /// # Errors
     /// Where the tables do not say where these are.
     pub fn scan(kernel: &mut Kernel, captured: &Capture<'_>) -> Result<Self, Failure> {
-        let mcfg = captured.mcfg().ok_or_else(|| failure!("there is no MCFG table"))??;
+        let mcfg = captured
+            .mcfg()
+            .ok_or_else(|| failure!("there is no MCFG table"))??;
         let allocation = mcfg
             .allocation_of(0, 0)
             .ok_or_else(|| failure!("the MCFG table does not have bus 0 of segment 0"))?;
-        let range = allocation.memory().ok_or_else(|| failure!("configuration space lies nowhere"))?;
+        let range = allocation
+            .memory()
+            .ok_or_else(|| failure!("configuration space lies nowhere"))?;
         kernel.map(range, Access::Device)?;
         devices::clear();
         // SAFETY: just mapped, for good.
-        devices::add(unsafe { Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus) });
-        let dmar = captured.dmar().ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
-        let unit = dmar.units().next().ok_or_else(|| failure!("the DMAR table has no unit"))?;
-        kernel.map(unit.registers, Access::Device)?;
-        kernel.unit_window = unit.registers;
+        devices::add(unsafe {
+            Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus)
+        });
+        if let Some(dmar) = captured.dmar() {
+            let unit = dmar?
+                .units()
+                .next()
+                .ok_or_else(|| failure!("the DMAR table has no unit"))?;
+            kernel.map(unit.registers, Access::Device)?;
+            kernel.unit_window = unit.registers;
+        }
 
         let mut topology = Self {
             facts: Vec::new(),
@@ -119,10 +130,15 @@ impl Topology {
             None => FunctionKind::Endpoint,
         };
         if let FunctionKind::Bridge(_) = kind {
-            self.windows.extend(bridge_windows(function).into_iter().map(|range| Window { function: at, range }));
+            self.windows
+                .extend(bridge_windows(function).into_iter().map(|range| Window {
+                    function: at,
+                    range,
+                }));
         }
         let express = function.capability(capability::EXPRESS);
-        let port = express.and_then(|at| PortType::from_bits((config.read16(at + 2) >> 4 & 0xf) as u8));
+        let port =
+            express.and_then(|at| PortType::from_bits((config.read16(at + 2) >> 4 & 0xf) as u8));
         self.facts.push(Facts {
             function: at,
             kind,
@@ -139,7 +155,9 @@ impl Topology {
     pub fn endpoints(&self) -> impl Iterator<Item = PciFunction> + '_ {
         self.facts
             .iter()
-            .filter(|facts| facts.kind == FunctionKind::Endpoint && facts.function.requester.bus() != 0)
+            .filter(|facts| {
+                facts.kind == FunctionKind::Endpoint && facts.function.requester.bus() != 0
+            })
             .map(|facts| facts.function)
     }
 
@@ -175,7 +193,10 @@ impl Topology {
             let place = self.facts.iter().position(|facts| facts.function == at)?;
             self.isolation.get(place).map(|isolation| isolation.group)
         };
-        self.endpoints().filter(|&other| group(other) == group(function)).count() == 1
+        self.endpoints()
+            .filter(|&other| group(other) == group(function))
+            .count()
+            == 1
     }
 
     /// Every requester id of a function.
@@ -196,7 +217,10 @@ impl Topology {
         let dmar = captured.dmar().and_then(Result::ok);
         self.endpoints()
             .filter(|&function| dmar.is_some_and(|dmar| self.unit_of(&dmar, function).is_some()))
-            .map(|function| Bridge { function, requesters: self.requesters(function) })
+            .map(|function| Bridge {
+                function,
+                requesters: self.requesters(function),
+            })
             .collect()
     }
 
@@ -273,10 +297,19 @@ impl Inventory {
         let bytes = unsafe { copy_out(kernel.baton.capture) };
         let captured = Capture::parse(&bytes)?;
         let topology = Topology::scan(kernel, &captured)?;
-        let dmar = captured.dmar().ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
-        let view = kernel.view().ok_or_else(|| failure!("there is no ledger"))?;
-        let owner = |kind, number| view.find(kind, number, 1).map_or(Owner::Firmware, |entry| entry.word.owner);
-        let madt = captured.madt().ok_or_else(|| failure!("there is no MADT"))??;
+        let dmar = captured
+            .dmar()
+            .ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
+        let view = kernel
+            .view()
+            .ok_or_else(|| failure!("there is no ledger"))?;
+        let owner = |kind, number| {
+            view.find(kind, number, 1)
+                .map_or(Owner::Firmware, |entry| entry.word.owner)
+        };
+        let madt = captured
+            .madt()
+            .ok_or_else(|| failure!("there is no MADT"))??;
         let cpus = madt
             .processors()
             .map(|cpu| Cpu {
@@ -303,13 +336,19 @@ impl Inventory {
                 intx: None,
                 messages: 1,
                 ats_required: false,
-                owner: owner(resource::FUNCTION, super::launch::function_number(facts.function)),
+                owner: owner(
+                    resource::FUNCTION,
+                    super::launch::function_number(facts.function),
+                ),
             })
             .collect();
         let singletons = view
             .entries()
             .filter(|entry| entry.kind == resource::SINGLETON)
-            .map(|entry| Singleton { number: entry.base, owner: entry.word.owner })
+            .map(|entry| Singleton {
+                number: entry.base,
+                owner: entry.word.owner,
+            })
             .collect();
         let memory = memory(kernel);
         let next = next_partition(kernel);
@@ -326,7 +365,15 @@ impl Inventory {
             levels: unit.width().levels() as u8,
             largest_page: PageSize::Size2MiB,
         }];
-        Ok(Self { cpus, memory, functions, units, singletons, budget, topology })
+        Ok(Self {
+            cpus,
+            memory,
+            functions,
+            units,
+            singletons,
+            budget,
+            topology,
+        })
     }
 
     /// The machine, for the planner.
@@ -444,7 +491,11 @@ impl Wish<'_> {
     #[must_use]
     pub fn request(&self) -> Request<'_> {
         let memory = if self.ranges.is_empty() {
-            MemoryRequest::Bytes { length: MEMORY, alignment: 2 << 20, below: PhysAddr(1 << 32) }
+            MemoryRequest::Bytes {
+                length: MEMORY,
+                alignment: 2 << 20,
+                below: PhysAddr(1 << 32),
+            }
         } else {
             MemoryRequest::These(&self.ranges)
         };
@@ -468,21 +519,37 @@ impl Wish<'_> {
     pub fn usual(kernel: &Kernel, name: &'static str, topology: &Topology) -> Wish<'static> {
         let view = kernel.view();
         let mine = |function: PciFunction| {
-            view.and_then(|view| view.find(resource::FUNCTION, super::launch::function_number(function), 1))
-                .is_some_and(|entry| entry.word.owner == kernel.owner())
+            view.and_then(|view| {
+                view.find(
+                    resource::FUNCTION,
+                    super::launch::function_number(function),
+                    1,
+                )
+            })
+            .is_some_and(|entry| entry.word.owner == kernel.owner())
         };
         let disk = topology.of_class(0x0100).filter(|&disk| mine(disk));
-        let edu = topology.of_device(0x1234, 0x11e8).filter(|&edu| mine(edu) && topology.is_alone(edu)).last();
+        let edu = topology
+            .of_device(0x1234, 0x11e8)
+            .filter(|&edu| mine(edu) && topology.is_alone(edu))
+            .last();
         let functions = disk
             .into_iter()
             .chain(edu)
-            .map(|function| FunctionRequest { function, interrupts: 1 })
+            .map(|function| FunctionRequest {
+                function,
+                interrupts: 1,
+            })
             .collect();
         let cpus = processors::present()
             .filter(|&cpu| processors::role(cpu) == Role::Idle && cpu != kernel.bootstrap)
             .take(2)
             .collect();
-        let console = if kernel.console.port == 0x3f8 { resource::UART_1 } else { resource::UART_0 };
+        let console = if kernel.console.port == 0x3f8 {
+            resource::UART_1
+        } else {
+            resource::UART_0
+        };
         let wish = Wish {
             partition: next_partition(kernel),
             name,

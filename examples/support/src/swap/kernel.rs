@@ -65,7 +65,12 @@ impl Deadline for Timer {
 
 /// Why a step failed, as a sentence for the person who watches.
 #[derive(Debug)]
-pub struct Failure(pub String);
+pub struct Failure {
+    /// The sentence.
+    pub text: String,
+    /// Whether it was refused before anything was touched.
+    pub refused: bool,
+}
 
 impl<E: core::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
@@ -76,19 +81,34 @@ impl<E: core::error::Error> From<E> for Failure {
 impl Failure {
     /// The sentence of an error.
     pub fn from_error(error: impl core::error::Error) -> Self {
-        Self(alloc::format!("{error}"))
+        Self {
+            text: alloc::format!("{error}"),
+            refused: false,
+        }
+    }
+
+    /// The same, where nothing was touched.
+    #[must_use]
+    pub fn refusal(self) -> Self {
+        Self {
+            refused: true,
+            ..self
+        }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
 /// A failure with this sentence.
 macro_rules! failure {
-    ($($argument:tt)*) => { $crate::swap::kernel::Failure(alloc::format!($($argument)*)) };
+    ($($argument:tt)*) => { $crate::swap::kernel::Failure {
+        text: alloc::format!($($argument)*),
+        refused: false,
+    } };
 }
 pub(crate) use failure;
 

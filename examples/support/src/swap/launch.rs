@@ -7,7 +7,8 @@ use core::fmt;
 use handoff_abi::{
     AbiVersion, ApicId, Clock, Console, Cpu, Domain, DomainId, Ecam, Envelope, Extent, FRAME_SIZE,
     Features, Firmware, Function, InterruptHandle, InterruptTarget, Memory, Owner, PartitionId,
-    PciFunction, PhysAddr, PhysRange, Platform, RequesterId, Writer, kind, purpose, resource, state,
+    PciFunction, PhysAddr, PhysRange, Platform, RequesterId, Writer, kind, purpose, resource,
+    state,
 };
 use iommu::vtd::{self, Pending};
 use partition_core::cpu::StartState;
@@ -25,7 +26,7 @@ use super::{command_line, devices, filtered, modules, own_devices};
 use crate::{apic, clock, mmio, println};
 
 /// How long a successor may take from its launch until it is ready, in microseconds.
-const READY: u32 = 20_000_000;
+const READY: u32 = 15_000_000;
 /// How long a processor may take to park.
 const PARK: u32 = 2_000_000;
 /// Bytes of one handoff's place.
@@ -115,23 +116,42 @@ fn make_plan(kernel: &mut Kernel, wish: &Wish<'_>) -> Result<Plan, Failure> {
     let request = wish.request();
     let result = plan(&inventory.machine(kernel), &request, &mut findings);
     for reason in findings.warnings() {
-        println!("@warning rule={} resource={} text=\"{reason}\"", reason.rule(), Word(reason.resource()));
+        println!(
+            "@warning rule={} resource={} text=\"{reason}\"",
+            reason.rule(),
+            Word(reason.resource())
+        );
     }
     for reason in findings.refusals() {
-        println!("@refused rule={} resource={} text=\"{reason}\"", reason.rule(), Word(reason.resource()));
+        println!(
+            "@refused rule={} resource={} text=\"{reason}\"",
+            reason.rule(),
+            Word(reason.resource())
+        );
     }
-    let plan = result?;
+    let plan = result.map_err(|refused| Failure::from_error(refused).refusal())?;
     for cpu in plan.cpus() {
         println!("@plan kind=cpu id={cpu}");
     }
     for range in plan.memory() {
-        println!("@plan kind=memory base={:#x} length={:#x}", range.base().0, range.length());
+        println!(
+            "@plan kind=memory base={:#x} length={:#x}",
+            range.base().0,
+            range.length()
+        );
     }
     for function in plan.functions() {
-        println!("@plan kind=function id={} fenced={}", function.function, function.fenced);
+        println!(
+            "@plan kind=function id={} fenced={}",
+            function.function, function.fenced
+        );
     }
     for bus in plan.buses() {
-        println!("@plan kind=bus id={:#x} base={:#x}", bus.bus, bus.ecam.base().0);
+        println!(
+            "@plan kind=bus id={:#x} base={:#x}",
+            bus.bus,
+            bus.ecam.base().0
+        );
     }
     println!(
         "@plan kind=cost table_pages={} ledger_slots={} interrupt_handles={}",
@@ -148,7 +168,11 @@ struct Word<T>(T);
 impl<T: fmt::Display> fmt::Display for Word<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in alloc::format!("{}", self.0).chars() {
-            let character = if character.is_whitespace() { '-' } else { character };
+            let character = if character.is_whitespace() {
+                '-'
+            } else {
+                character
+            };
             fmt::Write::write_char(f, character)?;
         }
         Ok(())
@@ -159,7 +183,10 @@ impl<T: fmt::Display> fmt::Display for Word<T> {
 /// the machine is as it was.
 pub fn launch(kernel: &mut Kernel, name: &str, wish: &Wish<'_>, line: &str) -> Result<(), Failure> {
     if let Some(launched) = &kernel.successor {
-        return Err(failure!("partition {} is there already", launched.partition));
+        return Err(failure!(
+            "partition {} is there already",
+            launched.partition
+        ));
     }
     let result = try_launch(kernel, name, wish, line);
     if result.is_err() && kernel.successor.is_some() {
@@ -175,15 +202,19 @@ fn try_launch(kernel: &mut Kernel, name: &str, wish: &Wish<'_>, line: &str) -> R
     let begin = clock::now();
     // SAFETY: the archive is in memory that this kernel owns and nobody writes.
     let archive = unsafe { modules::archive(kernel.modules) };
-    let file = modules::find(archive, name).ok_or_else(|| failure!("there is no image '{name}'"))?;
+    let file = modules::find(archive, name)
+        .ok_or_else(|| failure!("there is no image '{name}'").refusal())?;
     let image = step("check", || {
         let image = Image::parse(file)?;
         negotiate(kernel, &image)?;
         Ok(image)
-    })?;
+    })
+    .map_err(Failure::refusal)?;
     let version = negotiate(kernel, &image)?;
     let plan = step("plan", || make_plan(kernel, wish))?;
-    let domain = plan.domain().ok_or_else(|| failure!("the plan has no domain"))?;
+    let domain = plan
+        .domain()
+        .ok_or_else(|| failure!("the plan has no domain"))?;
     kernel.launches = plan.partition().0;
     kernel.successor = Some(Launched {
         partition: plan.partition(),
@@ -196,7 +227,10 @@ fn try_launch(kernel: &mut Kernel, name: &str, wish: &Wish<'_>, line: &str) -> R
         stage: Stage::Planned,
         command_line: String::from(line),
         loaded: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
-        firmware: Firmware { rsdp: PhysAddr(0), smbios: PhysAddr(0) },
+        firmware: Firmware {
+            rsdp: PhysAddr(0),
+            smbios: PhysAddr(0),
+        },
     });
     step("carve", || carve(kernel))?;
     step("fence", || fence(kernel))?;
@@ -223,7 +257,9 @@ fn negotiate(kernel: &Kernel, image: &Image<'_>) -> Result<AbiVersion, Failure> 
         .ok_or_else(|| {
             failure!(
                 "the image speaks version {}, this kernel {} to {}",
-                note.version, ours.oldest, ours.newest
+                note.version,
+                ours.oldest,
+                ours.newest
             )
         })?;
     let missing = REQUIRED.difference(note.features);
@@ -262,9 +298,15 @@ fn carve(kernel: &mut Kernel) -> Result<(), Failure> {
         let slot = steward.split(slot, part)?;
         steward.intend(slot, owner)?;
     }
-    let functions = plan.functions().iter().map(|planned| function_number(planned.function));
+    let functions = plan
+        .functions()
+        .iter()
+        .map(|planned| function_number(planned.function));
     let functions = functions.map(|number| (resource::FUNCTION, number));
-    let singletons = plan.singletons().iter().map(|&number| (resource::SINGLETON, number));
+    let singletons = plan
+        .singletons()
+        .iter()
+        .map(|&number| (resource::SINGLETON, number));
     for (kind, number) in functions.chain(singletons) {
         let slot = steward
             .view()
@@ -289,7 +331,10 @@ pub const fn function_number(function: PciFunction) -> u64 {
 }
 
 fn requesters(plan: &Plan) -> Vec<RequesterId> {
-    plan.requesters().iter().map(|requester| requester.id).collect()
+    plan.requesters()
+        .iter()
+        .map(|requester| requester.id)
+        .collect()
 }
 
 /// Its memory leaves the reach of the prime's devices, its devices go into its domain, and its
@@ -320,20 +365,41 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
             pending = pending.merge(kernel.unit()?.clear_interrupt(old)?);
         }
         for message in 0..planned.interrupts {
-            let target = InterruptTarget { destination: first, vector };
+            let target = InterruptTarget {
+                destination: first,
+                vector,
+            };
             let (handle, more) = kernel.unit()?.allocate_interrupt(source, target)?;
             pending = pending.merge(more);
-            handles.push(handle_record(planned.function, handle, target, message.into()));
+            handles.push(handle_record(
+                planned.function,
+                handle,
+                target,
+                message.into(),
+            ));
             vector += 1;
         }
     }
-    let method = kernel.unit()?.move_devices(&requesters(&plan), Some(domain), pending)?;
-    println!("@fence partition={partition} devices={} method={method:?}", plan.functions().len());
+    let method = kernel
+        .unit()?
+        .move_devices(&requesters(&plan), Some(domain), pending)?;
+    println!(
+        "@fence partition={partition} devices={} method={method:?}",
+        plan.functions().len()
+    );
     let launched = self::launched(kernel)?;
     launched.handles = handles;
-    let moved: Vec<_> = plan.functions().iter().map(|planned| planned.function).collect();
-    kernel.handles.retain(|handle| !moved.contains(&handle.function));
-    kernel.functions.retain(|function| !moved.contains(function));
+    let moved: Vec<_> = plan
+        .functions()
+        .iter()
+        .map(|planned| planned.function)
+        .collect();
+    kernel
+        .handles
+        .retain(|handle| !moved.contains(&handle.function));
+    kernel
+        .functions
+        .retain(|function| !moved.contains(function));
     let owner = Owner::Partition(partition);
     let steward = kernel.steward()?;
     let intended: Vec<_> = steward
@@ -350,7 +416,10 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
 }
 
 /// The interrupt entries that accept a requester.
-pub fn interrupts_of(kernel: &mut Kernel, source: RequesterId) -> Result<Vec<vtd::InterruptHandle>, Failure> {
+pub fn interrupts_of(
+    kernel: &mut Kernel,
+    source: RequesterId,
+) -> Result<Vec<vtd::InterruptHandle>, Failure> {
     let unit = kernel.unit()?;
     Ok(unit
         .interrupts()
@@ -409,7 +478,10 @@ struct EntryFrames {
 impl TableFrames for EntryFrames {
     fn allocate(&mut self) -> Option<PhysAddr> {
         let frame = PhysAddr(self.next);
-        self.next = self.next.checked_add(FRAME_SIZE).filter(|&next| next <= self.end)?;
+        self.next = self
+            .next
+            .checked_add(FRAME_SIZE)
+            .filter(|&next| next <= self.end)?;
         // SAFETY: the frame is in the partition's memory, past the image.
         unsafe { zero(frame, FRAME_SIZE) };
         Some(frame)
@@ -441,17 +513,40 @@ fn load(kernel: &mut Kernel, image: &Image<'_>) -> Result<(PhysAddr, u64), Failu
     let layout = image.place(room)?;
     layout.load(&mut Carved)?;
     let end = layout.range().end().0.next_multiple_of(FRAME_SIZE);
-    let mut frames = EntryFrames { next: end, end: room.end().0 };
-    let data = ImageAccess { write: true, execute: false };
-    let code = ImageAccess { write: true, execute: true };
+    let mut frames = EntryFrames {
+        next: end,
+        end: room.end().0,
+    };
+    let data = ImageAccess {
+        write: true,
+        execute: false,
+    };
+    let code = ImageAccess {
+        write: true,
+        execute: true,
+    };
     let mut identity = Vec::new();
-    let mut add = |range, access, caching| identity.push(Identity { range, access, caching });
+    let mut add = |range, access, caching| {
+        identity.push(Identity {
+            range,
+            access,
+            caching,
+        })
+    };
     for &range in plan.memory() {
         add(range, data, Caching::WriteBack);
     }
     for extent in kernel.baton.extents() {
-        let access = if extent.purpose == purpose::PARK { code } else { data };
-        add(PhysRange::new(extent.base, extent.length)?, access, Caching::WriteBack);
+        let access = if extent.purpose == purpose::PARK {
+            code
+        } else {
+            data
+        };
+        add(
+            PhysRange::new(extent.base, extent.length)?,
+            access,
+            Caching::WriteBack,
+        );
     }
     if let Some(page) = plan.trampoline() {
         add(page_of(page), code, Caching::WriteBack);
@@ -506,7 +601,10 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<(), Failure> {
     }
     writer.optional(&extent(purpose::MODULES, kernel.modules))?;
     for &cpu in plan.cpus() {
-        writer.critical(&Cpu { apic_id: cpu, acpi_uid: cpu.0 })?;
+        writer.critical(&Cpu {
+            apic_id: cpu,
+            acpi_uid: cpu.0,
+        })?;
     }
     let memory = |range: PhysRange, kind| Memory {
         base: range.base(),
@@ -543,7 +641,9 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<(), Failure> {
         owner: Owner::Partition(launched.partition).to_wire(),
     })?;
     writer.critical(&console_of(plan))?;
-    writer.critical(&Clock { tsc_hertz: clock::hertz() })?;
+    writer.critical(&Clock {
+        tsc_hertz: clock::hertz(),
+    })?;
     for bus in plan.buses() {
         writer.critical(&Ecam {
             base: PhysAddr(bus.ecam.base().0 - (u64::from(bus.bus) << 20)),
@@ -553,19 +653,34 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<(), Failure> {
             reserved: 0,
         })?;
     }
-    writer.critical(&Platform { bootstrap: kernel.bootstrap, reserved: 0 })?;
+    writer.critical(&Platform {
+        bootstrap: kernel.bootstrap,
+        reserved: 0,
+    })?;
     writer.append(command_line::KIND, 0, launched.command_line.as_bytes())?;
     let blob = writer.finish();
     // SAFETY: the place is the reader's part of the handoff extent; nobody reads it before the
     // launch, and between freeze and commit only after the commit.
     unsafe { copy_in(at, blob) };
-    println!("@handoff bytes={} at={:#x} version={}", blob.len(), at.0, launched.version);
+    println!(
+        "@handoff bytes={} at={:#x} version={}",
+        blob.len(),
+        at.0,
+        launched.version
+    );
     Ok(())
 }
 
 fn console_of(plan: &Plan) -> Console {
-    let port = if plan.singletons().contains(&resource::UART_0) { 0x3f8 } else { 0x2f8 };
-    Console { port, baud: 115_200 }
+    let port = if plan.singletons().contains(&resource::UART_0) {
+        0x3f8
+    } else {
+        0x2f8
+    };
+    Console {
+        port,
+        baud: 115_200,
+    }
 }
 
 /// Starts its first processor by its own trampoline.
@@ -585,13 +700,18 @@ fn start(kernel: &mut Kernel, root: PhysAddr, entry: u64) -> Result<(), Failure>
     };
     self::launched(kernel)?.watch = Watch::prepare(kernel.exchange, partition);
     // SAFETY: the page is the partition's alone, mapped in the window, and no processor is in it.
-    let mut trampoline = unsafe {
-        Trampoline::install(mmio::pointer(page), page, kernel.bootstrap, timing())
-    }?;
+    let mut trampoline =
+        unsafe { Trampoline::install(mmio::pointer(page), page, kernel.bootstrap, timing()) }?;
     // SAFETY: the entry tables map the page, the image and its entry; the image brings its own
     // stack; the processor is the partition's, parked until now.
     unsafe {
-        trampoline.start(cpu, &state, &kernel.park, &mut processors::ipi(), &mut Timer::default())
+        trampoline.start(
+            cpu,
+            &state,
+            &kernel.park,
+            &mut processors::ipi(),
+            &mut Timer::default(),
+        )
     }?;
     Ok(())
 }
@@ -611,7 +731,10 @@ fn ready(kernel: &mut Kernel) -> Result<(), Failure> {
     let ours = kernel.config.speaks.newest;
     let launched = launched(kernel)?;
     let expected = launched.version;
-    let watch = launched.watch.as_mut().ok_or_else(|| failure!("nobody watches it"))?;
+    let watch = launched
+        .watch
+        .as_mut()
+        .ok_or_else(|| failure!("nobody watches it"))?;
     watch.wait(state::READY, READY, &mut Timer::default())?;
     let (version, features) = watch.negotiated(ours)?;
     let missing = REQUIRED.difference(features);
@@ -638,12 +761,21 @@ pub fn undo(kernel: &mut Kernel) -> Result<(), Failure> {
                 // SAFETY: the processor is the partition's, which is this kernel's to end; this
                 // kernel's tables map its trampoline and the area at their physical addresses.
                 unsafe {
-                    kernel.trampoline.take(cpu, &kernel.park, root, &mut processors::ipi(), &mut Timer::default())
+                    kernel.trampoline.take(
+                        cpu,
+                        &kernel.park,
+                        root,
+                        &mut processors::ipi(),
+                        &mut Timer::default(),
+                    )
                 }
                 .map_err(Failure::from)
             } else {
                 processors::assign(cpu, Role::Park);
-                kernel.park.confirm(cpu, PARK, &mut Timer::default()).map_err(Failure::from)
+                kernel
+                    .park
+                    .confirm(cpu, PARK, &mut Timer::default())
+                    .map_err(Failure::from)
             };
             match proof {
                 Ok(proof) => {
@@ -664,7 +796,13 @@ pub fn undo(kernel: &mut Kernel) -> Result<(), Failure> {
     kernel.steward()?.inherit(partition, me)?;
     kernel.steward()?.join()?;
     if launched.stage >= Stage::Fenced {
-        kernel.functions.extend(launched.plan.functions().iter().map(|planned| planned.function));
+        kernel.functions.extend(
+            launched
+                .plan
+                .functions()
+                .iter()
+                .map(|planned| planned.function),
+        );
         own_devices::set_aside_all(kernel)?;
         own_devices::take_up(kernel)?;
     }
@@ -701,7 +839,9 @@ fn take_devices_back(kernel: &mut Kernel, launched: &Launched) -> Result<(), Fai
         kernel.unit()?.destroy_domain(domain)?;
     }
     for &range in launched.plan.memory() {
-        let there = kernel.unit()?.translate(mine, range.base().0.max(super::kernel::DMA_FLOOR));
+        let there = kernel
+            .unit()?
+            .translate(mine, range.base().0.max(super::kernel::DMA_FLOOR));
         if there.is_none() {
             kernel.map_dma(mine, range)?;
         }
@@ -717,7 +857,13 @@ pub fn claim(kernel: &mut Kernel, cpu: ApicId) -> Result<(), Failure> {
     // SAFETY: this kernel's tables map the area at its physical address, and the stack is the
     // processor's own, unused while it is absent.
     unsafe {
-        kernel.park.claim(cpu, &state, &mut processors::ipi(), PARK, &mut Timer::default())
+        kernel.park.claim(
+            cpu,
+            &state,
+            &mut processors::ipi(),
+            PARK,
+            &mut Timer::default(),
+        )
     }?;
     if !processors::has_come(cpu) {
         return Err(failure!("processor {cpu} was claimed and did not come up"));

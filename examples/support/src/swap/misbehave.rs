@@ -38,7 +38,7 @@ enum How {
 pub struct Misbehaviour(Option<(Point, How)>);
 
 /// How long `Slow` waits, in microseconds: longer than the prime.
-const SLOW: u64 = 30_000_000;
+const SLOW: u64 = 25_000_000;
 /// The kernel's own number, in the exchange, for an exit on purpose.
 const ASKED: u32 = 0x600d;
 

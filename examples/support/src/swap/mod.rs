@@ -53,7 +53,10 @@ pub fn run(entry: Entry, config: &'static Config) -> ! {
     unsafe { console::init(0x3f8) };
     // SAFETY: PVH passed the address, and the boot tables map the first 4 GiB.
     let Some(info) = (unsafe { BootInfo::read(start_info) }) else {
-        println!("@failed kernel={} text=\"PVH gave no start info\"", config.name);
+        println!(
+            "@failed kernel={} text=\"PVH gave no start info\"",
+            config.name
+        );
         cpu::halt_forever()
     };
     println!("{}: command line '{}'", config.name, info.command_line());

@@ -30,7 +30,11 @@ static DISK_DRIVER: Mutex<Option<(PciFunction, Block<'static>)>> = Mutex::new(No
 /// Gives each function that has no interrupt entry one, which goes to this processor.
 pub fn set_aside_all(kernel: &mut Kernel) -> Result<(), Failure> {
     for (function, index) in kernel.functions.clone().into_iter().zip(0..) {
-        if kernel.handles.iter().any(|handle| handle.function == function) {
+        if kernel
+            .handles
+            .iter()
+            .any(|handle| handle.function == function)
+        {
             continue;
         }
         let target = InterruptTarget {
@@ -64,7 +68,11 @@ fn take_up_edu(kernel: &mut Kernel, function: PciFunction) -> Result<(), Failure
     kernel.map(window, Access::Device)?;
     // SAFETY: just mapped; the fence keeps the device to this partition's memory.
     let edu = unsafe { Edu::create(&device) }?;
-    if let Some(handle) = kernel.handles.iter().find(|handle| handle.function == function) {
+    if let Some(handle) = kernel
+        .handles
+        .iter()
+        .find(|handle| handle.function == function)
+    {
         // SAFETY: the device has MSI only, no table.
         unsafe { devices::set_message(handle) }?;
     }
@@ -93,8 +101,13 @@ fn take_up_disk(kernel: &mut Kernel, function: PciFunction) -> Result<(), Failur
     let mut disk = unsafe { Block::create(&device, places, &memory, range.base().0) }?;
     let mut sector = vec![0; 512];
     disk.read(0, &mut sector, DISK)?;
-    let label = sector.iter().take_while(|byte| byte.is_ascii_graphic()).count();
-    let pattern: Vec<u8> = (0..512_u32).map(|index| (index as u8) ^ kernel.config.letter).collect();
+    let label = sector
+        .iter()
+        .take_while(|byte| byte.is_ascii_graphic())
+        .count();
+    let pattern: Vec<u8> = (0..512_u32)
+        .map(|index| (index as u8) ^ kernel.config.letter)
+        .collect();
     disk.write(SCRATCH, &pattern, DISK)?;
     let mut back = vec![0; 512];
     disk.read(SCRATCH, &mut back, DISK)?;

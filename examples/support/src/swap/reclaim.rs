@@ -7,8 +7,8 @@ use handoff_abi::{
     Envelope, Features, Handoff, InterruptTarget, Owner, PartitionId, PciFunction, PhysAddr,
     PhysRange, RequesterId, Writer, kind, resource,
 };
-use iommu::vtd::{self, Unit};
 use iommu::Reach;
+use iommu::vtd::{self, Unit};
 use partition_core::ledger::{LedgerView, Steward};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -16,7 +16,7 @@ use super::inventory::Topology;
 use super::kernel::{DMA_FLOOR, Failure, Kernel, Timer, copy_in, copy_out, failure, unit_parts};
 use super::launch::{claim, function_number, handoff_at, interrupts_of};
 use super::processors::{self, Role};
-use super::{devices, domain_of, own_devices};
+use super::{devices, domain_of, own_devices, serving};
 use crate::paging::Access;
 use crate::{clock, mmio, println};
 
@@ -34,7 +34,7 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
     // SAFETY: the window maps the baton.
     let copy = unsafe { copy_out(range) };
     let handoff = Handoff::parse(&copy, at, &kernel.config.speaks)?;
-    kernel.swaps = handoff.header().swaps + 1;
+    kernel.swaps = serving::swaps();
     let record = handoff
         .raw_records()
         .find(|record| record.header.kind == kind::VTD_UNIT)
@@ -66,7 +66,12 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
         },
     )?;
     kernel.unit = Some(unit);
-    println!("@took-up partition={} swap={} ns={}", kernel.me, kernel.swaps, clock::now() - begin);
+    println!(
+        "@took-up partition={} swap={} ns={}",
+        kernel.me,
+        kernel.swaps,
+        clock::now() - begin
+    );
     Ok(())
 }
 
@@ -81,11 +86,15 @@ fn allowed(view: &LedgerView<'_>, topology: &Topology, reach: &Reach) -> bool {
             .map(|entry| entry.word.owner)
     };
     match *reach {
-        Reach::Memory { requester: Some(requester), memory, .. } => {
-            owner_of(requester).is_some_and(|owner| covers(view, owner, memory))
-        }
+        Reach::Memory {
+            requester: Some(requester),
+            memory,
+            ..
+        } => owner_of(requester).is_some_and(|owner| covers(view, owner, memory)),
         // Nobody reaches a domain without devices.
-        Reach::Memory { requester: None, .. } => true,
+        Reach::Memory {
+            requester: None, ..
+        } => true,
         Reach::Interrupt { source, target, .. } => {
             let runs = match owner_of(source) {
                 Some(Owner::Workload(id)) => view
@@ -147,7 +156,9 @@ pub fn write_return(kernel: &mut Kernel, next: PartitionId) -> Result<(), Failur
 /// Takes everything over from the kernel that was prime and has retired: every processor, every
 /// page, every device, every singleton.
 pub fn reclaim(kernel: &mut Kernel) -> Result<(), Failure> {
-    let old = kernel.prime.ok_or_else(|| failure!("there is nobody to reclaim from"))?;
+    let old = kernel
+        .prime
+        .ok_or_else(|| failure!("there is nobody to reclaim from"))?;
     let begin = clock::now();
     let me = kernel.owner();
     let cpus = kernel.cpus_of(Owner::Partition(old));
@@ -166,7 +177,10 @@ pub fn reclaim(kernel: &mut Kernel) -> Result<(), Failure> {
         .into_iter()
         .flat_map(|view| view.owned_by(Owner::Partition(old)))
         .filter(|entry| entry.kind == resource::FUNCTION)
-        .map(|entry| PciFunction { segment: 0, requester: RequesterId(entry.base as u16) })
+        .map(|entry| PciFunction {
+            segment: 0,
+            requester: RequesterId(entry.base as u16),
+        })
         .collect();
     let memory = kernel.memory_of(Owner::Partition(old));
     kernel.steward()?.inherit(old, me)?;
@@ -207,7 +221,9 @@ fn take_memory(kernel: &mut Kernel, memory: &[PhysRange]) -> Result<u64, Failure
             // SAFETY: as above.
             unsafe { word.write_volatile(kept) };
             if back != pattern {
-                return Err(failure!("the page at {frame:#x} does not keep what is written to it"));
+                return Err(failure!(
+                    "the page at {frame:#x} does not keep what is written to it"
+                ));
             }
         }
         bytes += range.length();
@@ -219,7 +235,12 @@ fn take_memory(kernel: &mut Kernel, memory: &[PhysRange]) -> Result<u64, Failure
 }
 
 /// The old kernel's devices go into this kernel's domain, and their interrupts to this kernel.
-fn take_devices(kernel: &mut Kernel, old: PartitionId, memory: &[PhysRange], functions: &[PciFunction]) -> Result<(), Failure> {
+fn take_devices(
+    kernel: &mut Kernel,
+    old: PartitionId,
+    memory: &[PhysRange],
+    functions: &[PciFunction],
+) -> Result<(), Failure> {
     let mine = kernel.domain;
     for &range in memory {
         if range.end().0 > DMA_FLOOR {
@@ -244,7 +265,9 @@ fn take_devices(kernel: &mut Kernel, old: PartitionId, memory: &[PhysRange], fun
             pending = pending.merge(kernel.unit()?.clear_interrupt(handle)?);
         }
     }
-    kernel.unit()?.move_devices(&requesters, Some(mine), pending)?;
+    kernel
+        .unit()?
+        .move_devices(&requesters, Some(mine), pending)?;
     let theirs = domain_of(old);
     if kernel.unit()?.domain_ids().any(|id| id == theirs) {
         kernel.unit()?.destroy_domain(theirs)?;
@@ -259,7 +282,10 @@ fn unreclaimed(kernel: &Kernel) {
     let Some(view) = kernel.view() else {
         return;
     };
-    for entry in view.entries().filter(|entry| entry.kind == resource::MEMORY) {
+    for entry in view
+        .entries()
+        .filter(|entry| entry.kind == resource::MEMORY)
+    {
         let why = match entry.word.owner {
             Owner::Firmware => "firmware",
             Owner::Baton => "carried from kernel to kernel",
@@ -281,7 +307,11 @@ fn unreclaimed(kernel: &Kernel) {
             entry.length
         );
     }
-    println!("@owned devices={} processors={}", own_devices::count(), processors::present().count());
+    println!(
+        "@owned devices={} processors={}",
+        own_devices::count(),
+        processors::present().count()
+    );
 }
 
 /// The bootstrap processor takes the control role, so that any other can be given away, and the
@@ -294,7 +324,10 @@ fn consolidate(kernel: &mut Kernel) {
     }
     for handle in &mut kernel.handles {
         if handle.destination == now && handle.vector != u32::from(super::NIC_VECTOR) {
-            let target = InterruptTarget { destination: bootstrap, vector: handle.vector as u8 };
+            let target = InterruptTarget {
+                destination: bootstrap,
+                vector: handle.vector as u8,
+            };
             if let Some(unit) = kernel.unit.as_mut()
                 && let Ok(pending) = unit.retarget(vtd::InterruptHandle(handle.handle), target)
                 && unit.flush(pending).is_ok()

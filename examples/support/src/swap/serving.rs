@@ -13,8 +13,8 @@ use spin::{Mutex, Once};
 
 use super::processors::{Role, role};
 use crate::clock;
-use crate::service::Service;
 use crate::cpu::{apic_id, wait_for_interrupt};
+use crate::service::Service;
 
 /// How long the service may take to come to rest, in microseconds.
 const DRAIN: u64 = 1_000_000;
@@ -72,6 +72,7 @@ static ORDER: AtomicU32 = AtomicU32::new(Order::Stand as u32);
 static FROZEN_AT: AtomicU64 = AtomicU64::new(0);
 static COMMITTED_AT: AtomicU64 = AtomicU64::new(0);
 static SERVED_AT: AtomicU64 = AtomicU64::new(0);
+static SWAPS: AtomicU64 = AtomicU64::new(0);
 /// The right to commit, from the control processor; or the stewardship back.
 static ARMED: Mutex<Option<Armed<'static>>> = Mutex::new(None);
 static DISARMED: Mutex<Option<Steward<'static>>> = Mutex::new(None);
@@ -129,9 +130,20 @@ pub fn init(shared: Shared) {
     SHARED.call_once(|| shared);
 }
 
+/// How often the workload has changed hands, as it says itself.
+#[must_use]
+pub fn swaps() -> u64 {
+    SWAPS.load(Ordering::Relaxed)
+}
+
 /// The service processor's loop, until its role is another.
 pub fn run(service: &mut Service<'static>) {
-    let Some(&Shared { ledger, exchange, me }) = SHARED.get() else {
+    let Some(&Shared {
+        ledger,
+        exchange,
+        me,
+    }) = SHARED.get()
+    else {
         return;
     };
     let mine = || LedgerView::new(ledger).is_ok_and(|view| view.steward() == me);
@@ -209,6 +221,7 @@ fn take(service: &mut Service<'static>, hold: bool, status: &impl Fn(u32)) {
         clock::wait_until(HOLD, || order() != Order::Held);
     }
     service.workload_mut().count_swap();
+    SWAPS.store(service.workload().swaps(), Ordering::Relaxed);
     service.start();
     service.poll();
     SERVED_AT.store(clock::tsc(), Ordering::Relaxed);

@@ -3,10 +3,12 @@
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use baton_workload::Workload;
 use baton_workload::layout::{Geometry, MAGIC, VERSION};
 use baton_workload::memory::Memory;
-use baton_workload::Workload;
-use handoff_abi::{InterruptTarget, Owner, PciFunction, PhysAddr, PhysRange, RequesterId, resource, state};
+use handoff_abi::{
+    InterruptTarget, Owner, PciFunction, PhysAddr, PhysRange, RequesterId, resource, state,
+};
 use spin::Mutex;
 
 use super::first::set_aside;
@@ -32,7 +34,9 @@ static SERVICE: Mutex<Option<Box<Service<'static>>>> = Mutex::new(None);
 /// Bytes of the workload's memory.
 #[must_use]
 pub fn length() -> u64 {
-    Geometry::DEMO.length().map_or(0, |length| length.next_multiple_of(2 << 20))
+    Geometry::DEMO
+        .length()
+        .map_or(0, |length| length.next_multiple_of(2 << 20))
 }
 
 fn memory(range: PhysRange) -> Result<Memory<'static>, Failure> {
@@ -53,9 +57,15 @@ pub fn create(kernel: &mut Kernel, range: PhysRange) -> Result<(), Failure> {
         .into_iter()
         .flat_map(|view| view.owned_by(owner))
         .find(|entry| entry.kind == resource::FUNCTION)
-        .map(|entry| PciFunction { segment: 0, requester: RequesterId(entry.base as u16) })
+        .map(|entry| PciFunction {
+            segment: 0,
+            requester: RequesterId(entry.base as u16),
+        })
         .ok_or_else(|| failure!("there is no network device"))?;
-    let target = InterruptTarget { destination: kernel.service_cpu, vector: NIC_VECTOR };
+    let target = InterruptTarget {
+        destination: kernel.service_cpu,
+        vector: NIC_VECTOR,
+    };
     set_aside(kernel, function, 1, target)?;
     let message = kernel
         .handles
@@ -77,7 +87,15 @@ pub fn create(kernel: &mut Kernel, range: PhysRange) -> Result<(), Failure> {
     // SAFETY: the function is the workload's network device, its windows are mapped, and the memory
     // is at its physical address for the device: the domain maps it so.
     let net = unsafe {
-        Net::create(&device, places, &memory(range)?, range.base().0, &Geometry::DEMO, &address, message)
+        Net::create(
+            &device,
+            places,
+            &memory(range)?,
+            range.base().0,
+            &Geometry::DEMO,
+            &address,
+            message,
+        )
     }?;
     take(kernel, net)?;
     serving::give(Order::Serve);
@@ -94,18 +112,27 @@ pub fn create(kernel: &mut Kernel, range: PhysRange) -> Result<(), Failure> {
 pub fn adopt(kernel: &mut Kernel) -> Result<(), Failure> {
     let record = kernel.workload;
     if (record.layout, record.layout_version) != (LAYOUT, LAYOUT_VERSION) {
-        return Err(failure!("the workload's layout is {:#x}, version {}", record.layout, record.layout_version));
+        return Err(failure!(
+            "the workload's layout is {:#x}, version {}",
+            record.layout,
+            record.layout_version
+        ));
     }
     let range = PhysRange::new(record.base, record.length)?;
     kernel.map(range, Access::Data)?;
     let workload = Workload::adopt(&memory(range)?, range.base().0)?;
-    let nic = workload.nic().ok_or_else(|| failure!("the workload has no network device"))?;
+    let nic = workload
+        .nic()
+        .ok_or_else(|| failure!("the workload has no network device"))?;
     let owned = kernel
         .view()
         .and_then(|view| view.find(resource::FUNCTION, nic.function.into(), 1))
         .is_some_and(|entry| entry.word.owner == Owner::Workload(record.id));
     if !owned {
-        return Err(failure!("function {:#x} is not the workload's", nic.function));
+        return Err(failure!(
+            "function {:#x} is not the workload's",
+            nic.function
+        ));
     }
     for window in net::windows(&nic) {
         kernel.map(super::kernel::page_of(window.base()), Access::Device)?;

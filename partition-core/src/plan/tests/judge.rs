@@ -178,7 +178,6 @@ fn judge_memory(world: &World, ask: &Ask) -> Result<BTreeSet<u64>, String> {
             ensure(free.contains(&page) && !named.contains(&page), "trampoline")?;
         }
         Trampoline::Any => {
-            let free = unreserved(world, free);
             let found = (1..0xa0).any(|page| free.contains(&page) && !named.contains(&page));
             ensure(found, "no trampoline")?;
         }

@@ -461,6 +461,91 @@ fn a_choice_of_memory_ends_where_it_must() {
 }
 
 #[test]
+fn a_choice_never_takes_the_bootstrap_processor() {
+    let mut world = world();
+    world.cpus[0].runs_prime = false;
+    let mut ask = ask();
+    ask.strict = false;
+    ask.cpus = Cpus::Count(3);
+    let plan = ask.plan(&world, &mut Findings::new()).unwrap();
+    assert!(!plan.cpus().contains(&ApicId(0)));
+    ask.cpus = Cpus::Count(4);
+    let refused = ask.plan(&world, &mut Findings::new()).unwrap_err();
+    let (asked, free) = (4, 3);
+    assert_eq!(refused.first, Reason::TooFewCpus { asked, free });
+}
+
+#[test]
+fn a_thread_that_is_parked_still_shares_its_core() {
+    let mut world = world();
+    world.cpus[3].owner = Owner::Parked;
+    let mut ask = ask();
+    ask.cpus = Cpus::These(vec![2]);
+    let refused = ask.plan(&world, &mut Findings::new()).unwrap_err();
+    assert_eq!(refused.first.rule(), "smt-split");
+}
+
+#[test]
+fn what_a_device_keeps_reaching_may_be_memory_of_its_partition() {
+    let mut world = world();
+    let inside = range(300 * MIB, 0x4000);
+    world.reservations.push(Reservation {
+        function: function(NET, 0, 0),
+        range: inside,
+    });
+    let plan = ask().plan(&world, &mut Findings::new()).unwrap();
+    assert!(
+        plan.maps()
+            .iter()
+            .all(|map| map.reason == MapReason::Memory)
+    );
+    // The planner itself does not put memory there.
+    let mut ask = ask();
+    ask.memory = Memory::Bytes {
+        length: 128 * MIB,
+        alignment: 256 * MIB,
+        below: 4096 * MIB,
+    };
+    let mut findings = Findings::new();
+    ask.plan(&world, &mut findings).unwrap_err();
+    let (length, alignment) = (128 * MIB, 256 * MIB);
+    assert!(
+        findings
+            .refusals()
+            .contains(&Reason::MemoryNotFound { length, alignment })
+    );
+}
+
+#[test]
+fn memory_that_is_firmwares_and_somebody_elses_is_not_reserved_by_firmware() {
+    let mut world = world();
+    let range = range(1000 * MIB, 0x1000);
+    let function = function(NET, 0, 0);
+    world.reservations.push(Reservation { function, range });
+    ask().plan(&world, &mut Findings::new()).unwrap();
+    world.memory.push(MemoryRegion {
+        range,
+        kind: MemoryKind::Usable,
+        owner: NEIGHBOUR,
+    });
+    let refused = ask().plan(&world, &mut Findings::new()).unwrap_err();
+    assert_eq!(refused.first, Reason::ReservedOutside { function, range });
+}
+
+#[test]
+fn what_a_bridge_forwards_is_not_shared_with_what_is_below_it() {
+    let mut world = world();
+    let below = world.windows[0].range;
+    world.windows.push(Window {
+        function: function(0, NET + 2, 0),
+        range: range(below.base().0, MIB),
+    });
+    let mut findings = Findings::new();
+    ask().plan(&world, &mut findings).unwrap();
+    assert!(findings.warnings().is_empty());
+}
+
+#[test]
 fn a_partition_without_devices_needs_no_unit_and_no_tables() {
     let mut world = world();
     world.units.clear();

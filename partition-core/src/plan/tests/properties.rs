@@ -53,7 +53,7 @@ fn cpus() -> impl Strategy<Value = Vec<Cpu>> {
                 apic_id: ApicId(id),
                 core,
                 is_bsp: id == 0,
-                runs_prime: id == 0 || runs,
+                runs_prime: (id == 0) != runs,
                 features,
                 microcode,
                 owner,
@@ -187,7 +187,9 @@ fn a_world() -> impl Strategy<Value = World> {
             largest_page: PageSize::Size2MiB,
         },
     );
-    let reservation = (any_device(), small_range(0..0x300, 8))
+    // Of those that are often asked for, often where memory is asked for.
+    let device = prop_oneof![any_device(), Just(function(1, 0, 0))];
+    let reservation = (device, small_range(0..0x300, 8))
         .prop_map(|(function, range)| Reservation { function, range });
     // Registers lie above memory as a rule.
     let place = prop_oneof![8 => 0x300_u64..0x320, 1 => 0_u64..0x300];
