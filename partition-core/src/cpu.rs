@@ -42,7 +42,8 @@ pub enum Proof {
 }
 
 /// The proof that a processor executes none of its former owner's code: only
-/// [`park`](crate::park) and [`take`](crate::take) make one.
+/// [`ParkArea::confirm`](crate::park::ParkArea::confirm) and
+/// [`Trampoline::take`](crate::trampoline::Trampoline::take) make one.
 #[derive(Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct CpuStopped {

@@ -115,8 +115,9 @@ impl Console {
             .with_context(|| format!("cannot send `{line}` to console {}", self.name))
     }
 
-    /// Sends a command and waits for its `@done`.
+    /// Sends a command and waits for its `@done`. What came before belongs to nobody any more.
     pub(crate) fn command(&mut self, line: &str, deadline: Duration) -> Result<Done> {
+        self.skip();
         let sent = SystemTime::now();
         self.send(line)?;
         self.wait_done(line, sent, deadline)

@@ -11,7 +11,7 @@ use crate::clock;
 
 /// How long a byte may wait for the transmitter, in time stamp counter ticks. If nobody takes what
 /// is sent the kernel must not stand still, so the console is given up until it is ready again.
-const PATIENCE: u64 = 100_000_000;
+const PATIENCE: u64 = 10_000_000_000;
 
 /// The longest command line; a longer one is cut off there.
 pub const LINE: usize = 256;

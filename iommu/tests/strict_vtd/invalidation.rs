@@ -489,3 +489,33 @@ fn an_old_batch_does_not_prove_a_retirement_of_the_same_device_begun_after_it() 
         rig.sound();
     }
 }
+
+#[test]
+fn an_earlier_batch_does_not_free_the_tables_unlinked_after_it() {
+    for schedule in schedules(2) {
+        let mut rig = Rig::up(schedule, &[UnitConfig::default()]);
+        rig.attach(DEVICE, A);
+        rig.attach(OTHER, A);
+        let at = 0x20_0000_1000;
+        let memory = range(0x3_0000_0000, 0x1000);
+        let pending = rig.units[0].map(A, at, memory, Access::READ_WRITE);
+        rig.flush(pending.unwrap());
+        // A batch that invalidates the domain, and only then the unmapping.
+        let pending = rig.units[0].block(OTHER);
+        let earlier = rig.units[0].submit(pending).unwrap();
+        assert_eq!(rig.write(DEVICE, at), Ok(0x3_0000_0000));
+        let free = rig.units[0].free_frames();
+        let pending = rig.units[0].unmap(A, at, 0x1000).unwrap();
+        rig.units[0].wait(earlier).unwrap();
+        let unlinked = rig.units[0].free_frames();
+        // Frames that are given out now hold tables of another domain.
+        let other = 0x21_0000_1000;
+        let mapped = rig.units[0].map(B, other, range(0x4_0000_0000, 0x1000), Access::READ);
+        rig.flush(mapped.unwrap());
+        assert_eq!(unlinked, free, "freed although the unit may still use them");
+        rig.flush(pending);
+        assert_eq!(rig.units[0].free_frames(), free, "two freed, two in use");
+        assert_eq!(rig.write(DEVICE, at), Err(Reason::NoWrite));
+        rig.sound();
+    }
+}

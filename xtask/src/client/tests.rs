@@ -101,7 +101,11 @@ fn run(fault: Fault) -> LoadReport {
     let server = thread::spawn(move || serve(fault, &for_server, &socket));
     let options = LoadOptions {
         interval: Duration::from_micros(50),
-        patience: Duration::from_millis(400),
+        // Only where requests are dropped does anybody wait that long.
+        patience: match fault {
+            Fault::Drop => Duration::from_millis(400),
+            _ => Duration::from_secs(30),
+        },
         keys: 32,
         ..LoadOptions::default()
     };

@@ -32,6 +32,9 @@ pub(crate) const TRACE_ALWAYS: &[&str] = &[
     "runstate_set",
 ];
 
+/// Trace events that come with every interrupt that is asked for through the IOMMU.
+pub(crate) const TRACE_INTERRUPTS: &str = "vtd_ir_remap_msi*";
+
 /// Trace events that come with every access to a device by a CPU.
 pub(crate) const TRACE_MMIO: &str = "memory_region_ops_*";
 

@@ -27,6 +27,9 @@ const MARGIN: f64 = 36.0;
 /// The width that is drawn on.
 const INNER: f64 = WIDTH - 2.0 * MARGIN;
 
+/// The most columns in which answers are shown.
+const COLUMNS: usize = 370;
+
 /// The colour of what must not be there.
 const BAD: &str = "#c62f3b";
 /// The colour of what must.
@@ -52,6 +55,7 @@ fn head(drawing: &mut Drawing, report: &Report, y: &mut f64) {
     let swaps = report.swaps.len();
     let title = match swaps {
         0 => "A key-value service under load".to_owned(),
+        1 => "One transfer of a live service between kernels, one power-on".to_owned(),
         _ => format!("{swaps} transfers of a live service between kernels, one power-on"),
     };
     drawing.text(MARGIN, *y, HEADING.sized(24.0), &title);
@@ -78,7 +82,7 @@ fn head(drawing: &mut Drawing, report: &Report, y: &mut f64) {
     let fence = &report.fence;
     let must_be_zero = |value: u64| (value.to_string(), if value == 0 { GOOD } else { BAD });
     let mut chips = vec![
-        ("requests".to_owned(), (load.sent.to_string(), "#24292f")),
+        ("requests".to_owned(), (grouped(load.sent), "#24292f")),
         ("lost writes".to_owned(), must_be_zero(load.lost_writes)),
         (
             "applied twice".to_owned(),
@@ -125,12 +129,38 @@ fn head(drawing: &mut Drawing, report: &Report, y: &mut f64) {
     *y += 54.0 + 34.0;
 }
 
+/// A number with its digits in groups of three.
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            out.push('\u{2009}');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// The distance between marks on an axis of `length`: 1, 2 or 5 times a power of ten, about a dozen.
+fn marks(length: u64) -> u64 {
+    let mut step = 1;
+    loop {
+        for times in [1, 2, 5] {
+            if length / (step * times) <= 14 {
+                return step * times;
+            }
+        }
+        step *= 10;
+    }
+}
+
 /// The whole time from the first answer to the last.
 fn power_on(drawing: &mut Drawing, report: &Report, y: &mut f64) {
-    let rate = &report.load.rate;
-    if rate.answers.is_empty() {
+    if report.load.rate.answers.is_empty() {
         return;
     }
+    let rate = &report.load.rate.coarser(COLUMNS);
     drawing.text(MARGIN, *y, HEADING, "Answers to the clients");
     drawing.text(
         MARGIN + INNER,
@@ -179,8 +209,8 @@ fn power_on(drawing: &mut Drawing, report: &Report, y: &mut f64) {
         drawing.text(x + 4.0, top + 12.0, style, name(kernel));
     }
     let seconds = length / 1_000_000_000;
-    let every = (seconds / 12).max(1);
-    for second in (0..=seconds).step_by(usize::try_from(every).unwrap_or(1)) {
+    let step = usize::try_from(marks(seconds)).unwrap_or(1);
+    for second in (0..=seconds).step_by(step) {
         let x = scale.at(rate.from + second * 1_000_000_000);
         drawing.line((x, top + height), (x, top + height + 4.0), "#9aa3ad", 1.0);
         let style = FAINT.sized(11.0).at(Anchor::Middle);

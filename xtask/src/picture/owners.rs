@@ -15,8 +15,55 @@ const DEVICES: f64 = 300.0;
 const GAP: f64 = 22.0;
 const ROW: f64 = 34.0;
 
-/// The narrowest piece of memory that can still be seen.
-const THINNEST: f64 = 2.0;
+/// The least width of a piece of memory, and of one that is shorter than [`SHORT`].
+const THIN: f64 = 6.0;
+const THINNEST: f64 = 1.5;
+const SHORT: u64 = 64 << 10;
+
+/// Where addresses lie in the picture. To scale, but for short pieces, which are widened to be seen;
+/// the same for all phases.
+pub(super) struct Map {
+    /// Addresses where the owner changes in any phase, and their places.
+    edges: Vec<(u64, f64)>,
+}
+
+impl Map {
+    /// Of the memory below `top`, in a width of `width`.
+    pub(super) fn of(phases: &[Phase], top: u64, width: f64) -> Self {
+        let mut addresses: BTreeSet<u64> = phases
+            .iter()
+            .flat_map(|phase| &phase.owned)
+            .filter(|owned| owned.kind == "memory" && owned.base < top)
+            .flat_map(|owned| [owned.base, owned.base.saturating_add(owned.length).min(top)])
+            .collect();
+        addresses.extend([0, top]);
+        let addresses: Vec<u64> = addresses.into_iter().collect();
+        let pieces: Vec<u64> = addresses.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let least = |piece: u64| if piece < SHORT { THINNEST } else { THIN };
+        let reserved: f64 = pieces.iter().map(|&piece| least(piece)).sum();
+        let rest = (width - reserved).max(0.0);
+        let mut x = 0.0;
+        let mut edges = vec![(0, 0.0)];
+        for (address, piece) in addresses.iter().skip(1).zip(&pieces) {
+            x += least(*piece) + rest * *piece as f64 / top.max(1) as f64;
+            edges.push((*address, x));
+        }
+        Self { edges }
+    }
+
+    /// The place of `address`.
+    pub(super) fn at(&self, address: u64) -> f64 {
+        let after = self.edges.partition_point(|(edge, _)| *edge < address);
+        let Some(&(edge, x)) = self.edges.get(after) else {
+            return self.edges.last().map_or(0.0, |(_, x)| *x);
+        };
+        if edge == address || after == 0 {
+            return x;
+        }
+        let (before, from) = self.edges[after - 1];
+        from + (x - from) * (address - before) as f64 / (edge - before) as f64
+    }
+}
 
 pub(super) fn draw(drawing: &mut Drawing, report: &Report, y: &mut f64) {
     if report.owners.is_empty() {
@@ -35,12 +82,16 @@ pub(super) fn draw(drawing: &mut Drawing, report: &Report, y: &mut f64) {
         memory_left,
         *y,
         head,
-        &format!("memory, {} MiB to scale", report.run.memory_mib),
+        &format!(
+            "memory, {} MiB; short ranges are widened",
+            report.run.memory_mib
+        ),
     );
     drawing.text(devices_left, *y, head, "devices");
     *y += 10.0;
 
     let top_of_memory = report.run.memory_mib << 20;
+    let map = Map::of(&report.owners, top_of_memory, memory_width);
     let cpus = ids(&report.owners, "cpu");
     let devices = ids(&report.owners, "device");
     for phase in &report.owners {
@@ -50,7 +101,7 @@ pub(super) fn draw(drawing: &mut Drawing, report: &Report, y: &mut f64) {
         memory(
             drawing,
             phase,
-            top_of_memory,
+            (top_of_memory, &map),
             (memory_left, *y, memory_width),
         );
         cells(
@@ -64,7 +115,7 @@ pub(super) fn draw(drawing: &mut Drawing, report: &Report, y: &mut f64) {
     // The scale of memory.
     let quarter = top_of_memory / 4;
     for part in 0..=4u64 {
-        let x = memory_left + memory_width * part as f64 / 4.0;
+        let x = memory_left + map.at(part * quarter);
         drawing.line((x, *y - 6.0), (x, *y - 2.0), "#9aa3ad", 1.0);
         let style = FAINT.sized(10.5).at(Anchor::Middle);
         drawing.text(x, *y + 9.0, style, &bytes(part * quarter));
@@ -145,7 +196,7 @@ fn short(id: &str) -> &str {
 fn memory(
     drawing: &mut Drawing,
     phase: &Phase,
-    top_of_memory: u64,
+    (top_of_memory, map): (u64, &Map),
     (left, top, width): (f64, f64, f64),
 ) {
     drawing.rect(
@@ -154,35 +205,25 @@ fn memory(
         2.0,
         "nobody, or not RAM",
     );
-    let mut ranges: Vec<&Owned> = phase
+    let ranges = phase
         .owned
         .iter()
-        .filter(|owned| owned.kind == "memory" && owned.length > 0 && owned.base < top_of_memory)
-        .collect();
-    // Short ranges are drawn last: they get more room than they have, at their neighbours' cost.
-    ranges.sort_by_key(|range| std::cmp::Reverse(range.length));
+        .filter(|owned| owned.kind == "memory" && owned.base < top_of_memory);
     for range in ranges {
         let end = range.base.saturating_add(range.length).min(top_of_memory);
-        let at = |address: u64| width * (address as f64 / top_of_memory as f64);
-        let (begin, stop) = (at(range.base), at(end));
-        let wide = (stop - begin).max(THINNEST);
-        let begin = begin.min(width - wide);
+        let (begin, end) = (map.at(range.base), map.at(end));
         let about = format!(
             "{:#x}, {}: {}",
             range.base,
             bytes(range.length),
             range.owner
         );
-        drawing.rect(
-            (left + begin, top, wide, 25.0),
-            colour(&range.owner),
-            0.0,
-            &about,
-        );
+        let place = (left + begin, top, end - begin, 25.0);
+        drawing.rect(place, colour(&range.owner), 0.0, &about);
         let label = bytes(range.length);
-        if text_width(&label, 10.5) + 8.0 < wide {
+        if text_width(&label, 10.5) + 8.0 < end - begin {
             let style = TEXT.sized(10.5).in_colour("#ffffff").at(Anchor::Middle);
-            drawing.text(left + begin + wide / 2.0, top + 16.5, style, &label);
+            drawing.text(left + f64::midpoint(begin, end), top + 16.5, style, &label);
         }
     }
     drawing.frame((left, top, width, 25.0), "#d1d5db");

@@ -1,6 +1,7 @@
 //! The picture of a made-up report. `BATON_PICTURE=FILE cargo test` keeps it for a look.
 
-use super::{Scale, draw};
+use super::owners::Map;
+use super::{Scale, draw, grouped, marks};
 use crate::report::{
     Fence, LoadSums, Owned, Phase, Rate, Report, RunInfo, StepTime, Swap, SwapTimes,
 };
@@ -145,7 +146,7 @@ fn the_picture_shows_every_transfer_phase_and_figure() {
         "48 / 48",
         "launched",
         "workload",
-        "23412",
+        "23\u{2009}412",
     ] {
         assert!(drawn.contains(text), "{text}");
     }
@@ -178,4 +179,34 @@ fn a_scale_stays_inside_its_bounds() {
     );
     let point = Scale::new((5, 5), (0.0, 10.0));
     assert_eq!(point.at(5), 0.0);
+}
+
+#[test]
+fn numbers_are_grouped_and_axes_marked_in_round_steps() {
+    assert_eq!(grouped(1_234_567).replace('\u{2009}', " "), "1 234 567");
+    assert_eq!(grouped(123), "123");
+    assert_eq!([3, 20, 138, 1000].map(marks), [1, 2, 10, 100]);
+}
+
+#[test]
+fn short_ranges_are_widened_and_nothing_overlaps() {
+    let report = report();
+    let map = Map::of(&report.owners, 2048 << 20, 400.0);
+    let edges: Vec<f64> = [
+        0,
+        1 << 20,
+        1401 << 20,
+        1405 << 20,
+        1411 << 20,
+        1923 << 20,
+        2048 << 20,
+    ]
+    .map(|address: u64| map.at(address))
+    .to_vec();
+    assert_eq!(edges[0], 0.0);
+    assert!((edges[6] - 400.0).abs() < 0.01);
+    assert!(
+        edges.windows(2).all(|pair| pair[1] - pair[0] > 2.0),
+        "{edges:?}"
+    );
 }

@@ -46,7 +46,8 @@ pub(crate) fn report(evidence: &Evidence) -> Report {
     let spans: Vec<(u64, u64)> = report
         .swaps
         .iter()
-        .map(|swap| (swap.times.handover, swap.times.serving + AFTERWARDS))
+        .map(|swap| swap.times.handover)
+        .zip(ends(&report.swaps))
         .collect();
     let arrivals = &evidence.load.arrivals;
     let median = median_outside(arrivals, &spans);
@@ -78,6 +79,15 @@ fn trouble(line: &Line) -> Option<String> {
     WORDS
         .contains(&event.word.as_str())
         .then(|| format!("a kernel said: {}", line.text))
+}
+
+/// Until when each transfer may still be noticed: for a while, but not beyond the next one.
+fn ends(swaps: &[Swap]) -> impl Iterator<Item = u64> {
+    let next = swaps.iter().skip(1).map(|swap| swap.times.handover);
+    swaps
+        .iter()
+        .zip(next.chain([u64::MAX]))
+        .map(|(swap, next)| (swap.times.serving + AFTERWARDS).min(next))
 }
 
 /// The client's figures from this hand-over to the next one.
@@ -159,24 +169,34 @@ fn fence(fence: &mut Fence, evidence: &Evidence) {
     fence.mmio_writes = counts.mmio_writes;
     fence.mmio_reads = counts.mmio_reads;
     fence.not_enforced_by_emulator = NOT_ENFORCED.iter().map(|&one| one.to_owned()).collect();
-    let mut used: BTreeSet<Fault> = BTreeSet::new();
+    let mut used_faults: BTreeSet<Fault> = BTreeSet::new();
+    let mut used_interrupts: BTreeSet<u64> = BTreeSet::new();
     for (attempt, between) in &evidence.attempts {
         let mut attempt = attempt.clone();
-        let memory = matches!(attempt.kind.as_str(), "read" | "write");
-        if memory {
+        fence.attempts += 1;
+        if matches!(attempt.kind.as_str(), "read" | "write") {
             fence.memory_attempts += 1;
-            let fault = evidence
+            attempt.confirmed = evidence
                 .trace
                 .faults_between(*between)
-                .find(|fault| !used.contains(fault) && matches(fault, &attempt));
-            if let Some(fault) = fault {
-                used.insert(*fault);
-                attempt.confirmed = true;
-            }
+                .find(|fault| !used_faults.contains(fault) && matches(fault, &attempt))
+                .is_some_and(|fault| used_faults.insert(*fault));
+            fence.fault_records += u64::from(attempt.confirmed);
+            fence.blocked += u64::from(attempt.confirmed && attempt.blocked);
+        } else {
+            // A handle of a device that is in service raises interrupts all the time, so a kernel
+            // cannot tell whose it saw. The trace can: each message is delivered or not.
+            attempt.confirmed = evidence
+                .trace
+                .interrupts_between(*between)
+                .find(|one| {
+                    one.address == attempt.address
+                        && !one.delivered
+                        && !used_interrupts.contains(&one.at)
+                })
+                .is_some_and(|one| used_interrupts.insert(one.at));
+            fence.blocked += u64::from(attempt.confirmed);
         }
-        fence.attempts += 1;
-        fence.blocked += u64::from(attempt.blocked && (attempt.confirmed || !memory));
-        fence.fault_records += u64::from(attempt.confirmed);
         fence.all.push(attempt);
     }
 }
@@ -265,6 +285,13 @@ fn judge(report: &Report, evidence: &Evidence) -> Vec<String> {
     check(
         report.firmware_reboots == 0,
         format!("the machine was rebooted {} times", report.firmware_reboots),
+    );
+    let resets = evidence
+        .trace
+        .device_resets_between((evidence.began, u64::MAX));
+    check(
+        !resets.contains_key(NIC),
+        "the network device was reset".to_owned(),
     );
     for swap in &report.swaps {
         let number = swap.number;

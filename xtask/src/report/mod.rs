@@ -175,11 +175,14 @@ pub(crate) struct Attempt {
     pub(crate) by: String,
     /// On what.
     pub(crate) target: String,
+    /// The address that the device was told: of memory, or of an interrupt message.
+    pub(crate) address: u64,
     /// The kernel found that it had no effect.
     pub(crate) blocked: bool,
     /// The fault record that the kernel drained.
     pub(crate) record: Option<Record>,
-    /// The emulator's trace has the same fault: source, address and direction.
+    /// The emulator's trace shows it too: the same fault (source, address and direction), or an
+    /// interrupt message with this address that was not delivered.
     pub(crate) confirmed: bool,
 }
 
@@ -304,6 +307,22 @@ impl Rate {
     }
 }
 
+impl Rate {
+    /// The same in at most `most` intervals.
+    pub(crate) fn coarser(&self, most: usize) -> Self {
+        let times = self.answers.len().div_ceil(most.max(1)).max(1);
+        Self {
+            from: self.from,
+            interval: self.interval * times as u64,
+            answers: self
+                .answers
+                .chunks(times)
+                .map(|some| some.iter().sum())
+                .collect(),
+        }
+    }
+}
+
 /// Who owned what in one phase.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Phase {
@@ -412,8 +431,9 @@ fn sources() -> BTreeMap<String, String> {
         ),
         (
             "fence.attempts, fence.blocked",
-            "the kernels attempt and look; an attempt to move memory counts as blocked only when the \
-             emulator's trace has the fault too",
+            "the kernels attempt; an attempt counts as blocked when the emulator's trace has the fault \
+             with the same source, address and direction and the kernel found nothing changed, or, for \
+             an interrupt, when the trace has the message and no delivery",
         ),
         (
             "fence.fault_records",
@@ -525,7 +545,9 @@ mod tests {
     #[test]
     fn a_second_without_answers_is_seen_in_the_rate() {
         let rate = Rate::of([100, 101, 109, 131].into_iter(), 10);
-        assert_eq!((rate.from, rate.answers), (100, vec![3, 0, 0, 1]));
+        assert_eq!((rate.from, &rate.answers), (100, &vec![3, 0, 0, 1]));
+        let coarse = rate.coarser(2);
+        assert_eq!((coarse.interval, coarse.answers), (20, vec![3, 1]));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Session;
+use super::{Session, nanoseconds};
 use crate::client::{LoadReport, Snapshot};
 use crate::console::Console;
 use crate::event::Line;
@@ -33,6 +33,8 @@ pub(crate) struct Evidence {
     pub(crate) handoff_bytes: u64,
     /// The last reclaim.
     pub(crate) reclaimed: Option<Reclaimed>,
+    /// From when on the first kernel served, nanoseconds since 1970.
+    pub(crate) began: u64,
     /// How often the machine went back to its firmware.
     pub(crate) reboots: u64,
     /// The machine's files.
@@ -58,6 +60,7 @@ impl Session {
             versions: self.versions,
             handoff_bytes: self.handoff_bytes,
             reclaimed: self.reclaimed,
+            began: nanoseconds(self.began),
             reboots: resets.max(files.firmware_reentries()?),
             files,
         })

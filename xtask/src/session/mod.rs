@@ -12,7 +12,7 @@ pub(crate) use evidence::Evidence;
 use crate::client::{Load, Snapshot};
 use crate::console::{Console, Done};
 use crate::event::Event;
-use crate::machine::Machine;
+use crate::machine::{Machine, TRACE_INTERRUPTS};
 use crate::qmp::RingAddresses;
 use crate::report::{Attempt, Record, StepTime, Swap, SwapTimes, Version};
 use crate::ui::{Screen, bytes};
@@ -86,6 +86,8 @@ pub(crate) struct Session {
     pub(crate) handoff_bytes: u64,
     /// The reclaim of the last prime.
     pub(crate) reclaimed: Option<crate::report::Reclaimed>,
+    /// When the first kernel was found to serve.
+    pub(crate) began: SystemTime,
     /// What is on its way: filled by launch, used up by the hand-over.
     launch: Option<Launch>,
 }
@@ -136,6 +138,7 @@ impl Session {
             attempts: Vec::new(),
             handoff_bytes: 0,
             reclaimed: None,
+            began: SystemTime::now(),
             launch: None,
         }
     }
@@ -264,6 +267,7 @@ impl Session {
     /// Lets the kernel on each console attack the fence.
     pub(crate) fn attack(&mut self) -> Result<String> {
         let mut made = 0;
+        self.machine.qmp.trace(TRACE_INTERRUPTS, true)?;
         for which in [self.prime, self.other()] {
             let kernel = self.kernels[which].clone();
             let done = self.console(which).command_ok("attack", LONG)?;
@@ -273,6 +277,7 @@ impl Session {
                 made += 1;
             }
         }
+        self.machine.qmp.trace(TRACE_INTERRUPTS, false)?;
         if made == 0 {
             bail!("no kernel attempted anything");
         }
@@ -413,6 +418,7 @@ fn attempt(kernel: &str, event: &Event) -> Result<Attempt> {
         kind: event.need("kind")?.to_owned(),
         by: event.need("by")?.to_owned(),
         target: event.need("target")?.to_owned(),
+        address: event.number("address")?,
         blocked: event.yes("blocked"),
         confirmed: false,
         record,

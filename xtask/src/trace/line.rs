@@ -60,6 +60,13 @@ pub(crate) enum What<'a> {
         /// Direction.
         write: bool,
     },
+    /// A device asked for an interrupt in remappable or compatibility format.
+    InterruptRequest {
+        /// The message's address: it holds the handle.
+        address: u64,
+    },
+    /// The request before it on the same thread was allowed and became an interrupt.
+    InterruptRemapped,
     /// The IOMMU filled a fault recording register.
     FaultRecord,
     /// A CPU read a register of the IOMMU.
@@ -129,6 +136,10 @@ fn what<'a>(event: &str, mut words: Words<'a>) -> Option<What<'a>> {
             address: hex(words.after("addr")?)?,
             write: words.after("write")? == "1",
         },
+        "vtd_ir_remap_msi_req" => What::InterruptRequest {
+            address: hex(words.after("addr")?)?,
+        },
+        "vtd_ir_remap_msi" => What::InterruptRemapped,
         "vtd_frr_new" => What::FaultRecord,
         "vtd_reg_read" => What::IommuRead,
         "vtd_reg_write" => What::IommuWrite {
@@ -259,6 +270,22 @@ mod tests {
                 address: 0x1234_5000,
                 write: true
             })
+        );
+    }
+
+    #[test]
+    fn interrupts_are_asked_for_and_allowed() {
+        assert_eq!(
+            what("1@2.000003:vtd_ir_remap_msi_req addr 0xfee000d0 data 0x0"),
+            Some(What::InterruptRequest {
+                address: 0xfee0_00d0
+            })
+        );
+        assert_eq!(
+            what(
+                "1@2.000003:vtd_ir_remap_msi (addr 0xfee000d0, data 0x0) -> (addr 0xfee01004, data 0x40)"
+            ),
+            Some(What::InterruptRemapped)
         );
     }
 

@@ -82,6 +82,17 @@ pub(crate) struct Fault {
     pub(crate) write: bool,
 }
 
+/// An interrupt that a device asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Interrupt {
+    /// When, nanoseconds since 1970.
+    pub(crate) at: u64,
+    /// The message's address: it holds the handle.
+    pub(crate) address: u64,
+    /// It was delivered.
+    pub(crate) delivered: bool,
+}
+
 /// Counts of accesses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Counts {
@@ -129,6 +140,7 @@ pub(crate) struct Trace {
     marks: Vec<Mark>,
     faults: Vec<Fault>,
     fault_records: u64,
+    interrupts: Vec<Interrupt>,
     fence: Vec<(u64, Place, FenceEvent)>,
     config: Vec<(u64, Place, bool)>,
     bus_resets: Vec<u64>,
@@ -146,6 +158,8 @@ struct Reader<'a> {
     device_numbers: HashMap<u64, usize>,
     /// The last access of each thread: a doorbell or status follows from it.
     last_access: HashMap<u32, (i32, u32)>,
+    /// The last interrupt that was asked for on each thread.
+    last_interrupt: HashMap<u32, usize>,
 }
 
 impl Trace {
@@ -168,6 +182,7 @@ impl Trace {
             region_numbers: HashMap::new(),
             device_numbers: HashMap::new(),
             last_access: HashMap::new(),
+            last_interrupt: HashMap::new(),
         };
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line)? > 0 {
@@ -218,12 +233,8 @@ impl Trace {
         Some((*bells[first_new - 1], *bells[first_new]))
     }
 
-    /// Resets of virtio devices, by name, that were in service: a zero status after DRIVER_OK.
-    pub(crate) fn device_resets(&self) -> BTreeMap<String, u64> {
-        self.device_resets_between((0, u64::MAX))
-    }
-
-    /// Like [`Trace::device_resets`], of those between two times.
+    /// Resets between two times of virtio devices, by name, that were in service: a zero status after
+    /// DRIVER_OK.
     pub(crate) fn device_resets_between(&self, between: (u64, u64)) -> BTreeMap<String, u64> {
         let mut in_service = vec![false; self.devices.len()];
         let mut resets = BTreeMap::new();
@@ -260,6 +271,16 @@ impl Trace {
         self.faults
             .iter()
             .filter(move |fault| (between.0..=between.1).contains(&fault.at))
+    }
+
+    /// Interrupts that devices asked for between two times.
+    pub(crate) fn interrupts_between(
+        &self,
+        between: (u64, u64),
+    ) -> impl Iterator<Item = &Interrupt> {
+        self.interrupts
+            .iter()
+            .filter(move |one| (between.0..=between.1).contains(&one.at))
     }
 
     /// How many fault recording registers were ever filled.
@@ -422,6 +443,20 @@ impl Reader<'_> {
                 address,
                 write,
             }),
+            What::InterruptRequest { address } => {
+                let place = self.trace.interrupts.len();
+                self.last_interrupt.insert(record.thread, place);
+                self.trace.interrupts.push(Interrupt {
+                    at,
+                    address,
+                    delivered: false,
+                });
+            }
+            What::InterruptRemapped => {
+                if let Some(place) = self.last_interrupt.remove(&record.thread) {
+                    self.trace.interrupts[place].delivered = true;
+                }
+            }
             What::FaultRecord => self.trace.fault_records += 1,
             What::Config {
                 write,

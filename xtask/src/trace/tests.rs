@@ -42,7 +42,7 @@ fn a_reset_counts_only_for_a_device_in_service() {
             (7, &ok),
         ],
     );
-    let resets = trace.device_resets();
+    let resets = trace.device_resets_between(ANYTIME);
     assert_eq!(resets.get("virtio-net"), Some(&1));
     assert!(trace.device_resets_between((0, at(3))).is_empty());
 }
@@ -219,4 +219,23 @@ fn faults_are_told_apart_by_time() {
         (0x400, 0x2000, false)
     );
     assert_eq!(trace.fault_records(), 1);
+}
+
+#[test]
+fn an_interrupt_is_delivered_where_its_own_thread_says_so() {
+    let asked = |handle: u32| {
+        format!(
+            "vtd_ir_remap_msi_req addr {:#x} data 0x0",
+            0xfee0_0010 | handle << 5
+        )
+    };
+    let (first, second) = (asked(1), asked(2));
+    let allowed = "vtd_ir_remap_msi (addr 0xfee00030, data 0x0) -> (addr 0xfee01004, data 0x40)";
+    let trace = trace(
+        &[],
+        &[(7, &first), (8, &second), (7, allowed), (7, allowed)],
+    );
+    let all: Vec<_> = trace.interrupts_between(ANYTIME).collect();
+    assert_eq!(all.len(), 2);
+    assert!(all[0].delivered && !all[1].delivered);
 }

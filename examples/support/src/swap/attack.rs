@@ -4,19 +4,26 @@
 use alloc::vec::Vec;
 
 use handoff_abi::{FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange};
+use iommu::vtd;
 use iommu::{Access, Fault};
 
 use super::devices;
 use super::handover::{ask, message};
 use super::kernel::{Failure, Kernel, copy_in, copy_out, failure};
-use super::own_devices::EDUS;
+use super::own_devices::{EDUS, FIRST_VECTOR};
 use crate::edu::Direction;
 use crate::{clock, interrupts, println};
 
 /// Bytes of one attempt.
 const LENGTH: usize = 64;
-/// How long an interrupt may take, in microseconds.
-const INTERRUPT: u64 = 200_000;
+/// How long the device's own interrupt may take, in microseconds.
+const OWN_INTERRUPT: u64 = 5_000_000;
+/// How long a forged one is waited for. That it does not come later either is seen from outside.
+const FORGED_INTERRUPT: u64 = 50_000;
+/// Every entry below this is tried with a device that it is not for.
+const FORGED: u16 = 12;
+/// How many vectors the kernels use for such devices.
+const VECTORS: u8 = 0x20;
 /// How long the device may take for one DMA.
 const DMA: u64 = 2_000_000;
 /// What an attempt's bytes are.
@@ -188,8 +195,8 @@ fn attempt(scratch: PhysAddr, address: PhysAddr, direction: Direction) -> Result
     Ok(read.iter().all(|&byte| byte == CANARY || byte == 0))
 }
 
-/// Raises interrupts: with the device's own entry, which must come, and with every other entry this
-/// kernel knows of, which must not.
+/// Raises interrupts: with the device's own entry, which must come, and with every other entry, which
+/// must not.
 fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Result<(), Failure> {
     let (function, own) = {
         let edus = EDUS.lock();
@@ -206,38 +213,29 @@ fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Res
             own.ok_or_else(|| failure!("{function} has no interrupt entry"))?,
         )
     };
-    let vector = own.vector as u8;
-    if !raises(&own, vector)? {
+    if !raises(&own, OWN_INTERRUPT)? {
         return Err(failure!("the device's own interrupt does not come"));
     }
-    let theirs = kernel
-        .successor
-        .as_ref()
-        .map(|launched| launched.handles.clone());
-    let foreign: Vec<InterruptHandle> = kernel
-        .handles
-        .iter()
-        .copied()
-        .chain(theirs.into_iter().flatten())
-        .filter(|handle| handle.function != function)
-        .collect();
-    for handle in foreign {
+    for index in 0..FORGED {
+        let handle = vtd::InterruptHandle(index);
+        if handle.0 == own.handle {
+            continue;
+        }
         *attempts += 1;
+        let message = handle.message();
         let forged = InterruptHandle {
-            function,
-            message: 0,
-            ..handle
+            handle: index,
+            message_address: message.address,
+            message_data: message.data,
+            ..own
         };
-        // Entries of this kernel's other devices raise a vector that is counted here; those of
-        // other kernels are watched from outside.
-        let came = raises(&forged, handle.vector as u8)?;
+        // One that reached this kernel is counted here; one that reached another is seen from
+        // outside.
+        let came = raises(&forged, FORGED_INTERRUPT)?;
         *blocked += u32::from(!came);
         println!(
-            "@attempt n={attempts} kind=interrupt by={function} target=handle-{} address={:#x} vector={:#x} destination={} blocked={} fault=no",
-            handle.handle,
-            handle.message_address.0,
-            handle.vector,
-            handle.destination,
+            "@attempt n={attempts} kind=interrupt by={function} target=handle-{index} address={:#x} blocked={} fault=no",
+            message.address.0,
             if came { "no" } else { "yes" }
         );
     }
@@ -246,16 +244,23 @@ fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Res
     Ok(())
 }
 
-fn raises(handle: &InterruptHandle, vector: u8) -> Result<bool, Failure> {
+/// Interrupts of `edu` devices that have come to this kernel.
+fn came() -> u64 {
+    (FIRST_VECTOR..FIRST_VECTOR + VECTORS)
+        .map(interrupts::count)
+        .sum()
+}
+
+fn raises(handle: &InterruptHandle, microseconds: u64) -> Result<bool, Failure> {
     // SAFETY: the device has MSI only, no table.
     unsafe { devices::set_message(handle) }?;
-    let before = interrupts::count(vector);
+    let before = came();
     let mut edus = EDUS.lock();
     let (_, edu) = edus
         .first_mut()
         .ok_or_else(|| failure!("there is no device to attack with"))?;
     edu.raise(1);
-    let came = clock::wait_until(INTERRUPT, || interrupts::count(vector) != before);
+    let raised = clock::wait_until(microseconds, || came() != before);
     edu.acknowledge();
-    Ok(came)
+    Ok(raised)
 }

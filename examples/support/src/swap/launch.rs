@@ -629,7 +629,12 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<(), Failure> {
             reserved: 0,
         })?;
     }
-    for handle in launched.handles.iter().chain(&kernel.handles) {
+    // What serves this kernel's own devices is none of the successor's business.
+    let shared = kernel
+        .handles
+        .iter()
+        .filter(|handle| !kernel.functions.contains(&handle.function));
+    for handle in launched.handles.iter().chain(shared) {
         writer.critical(handle)?;
     }
     writer.critical(&launched.firmware)?;

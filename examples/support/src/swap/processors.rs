@@ -16,7 +16,7 @@ use crate::{apic, clock, mmio};
 pub const MAX: usize = 16;
 /// Wakes a processor that waits for something to do.
 pub const WAKE_VECTOR: u8 = 0xf0;
-const STACK: usize = 64 * 1024;
+const STACK: usize = 256 * 1024;
 /// How long a processor may take to come up, in microseconds.
 const ANSWER: u64 = 2_000_000;
 
