@@ -158,6 +158,7 @@ impl Console {
                 );
             };
             let Some(event) = next.event else { continue };
+            self.is_alive(&event)?;
             if event.word == "done" && event.get("command") == Some(word) {
                 return Ok(Done {
                     result: event.need("result")?.to_owned(),
@@ -188,12 +189,20 @@ impl Console {
                     self.tail(12)
                 );
             };
-            if let Some(event) = next.event
-                && event.word == word
-            {
+            let Some(event) = next.event else { continue };
+            if event.word == word {
                 return Ok((next.at, event));
             }
+            self.is_alive(&event)?;
         }
+    }
+
+    /// An error where `event` is a kernel's last: there is nothing more to wait for.
+    fn is_alive(&self, event: &Event) -> Result<()> {
+        if ["panic", "exception", "failed"].contains(&event.word.as_str()) {
+            bail!("the kernel on console {} gave up: {event}", self.name);
+        }
+        Ok(())
     }
 
     /// The next line nobody has taken yet; `None` at the deadline. An error when the console is gone.
@@ -353,6 +362,18 @@ mod tests {
             .unwrap()
             .to_string();
         assert!(error.contains("the last words"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_that_gives_up_is_an_error_at_once() {
+        let (mut console, mut kernel) = pair("gives-up");
+        kernel.write_all(b"@panic text=\"no more\"\n").unwrap();
+        let error = console
+            .wait_event("up", Duration::from_secs(60))
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(error.contains("no more"), "{error}");
     }
 
     #[test]

@@ -171,17 +171,15 @@ impl MachineOptions {
     }
 
     fn devices(&self, line: &mut Line, disk: &Path, service: SocketAddrV4) {
-        let behind = match self.iommu {
-            // It must stand before the devices: some choose their address space when plugged.
-            Iommu::VtD => {
-                line.pair(
-                    "-device",
-                    &format!("intel-iommu,intremap=on{}", self.iommu_properties),
-                );
-                "iommu_platform=on,disable-legacy=on"
-            }
-            Iommu::None => "disable-legacy=on",
-        };
+        // It must stand before the devices: some choose their address space when plugged.
+        if self.iommu == Iommu::VtD {
+            line.pair(
+                "-device",
+                &format!("intel-iommu,intremap=on{}", self.iommu_properties),
+            );
+        }
+        // The device's DMA goes where every function's goes, remapped or not.
+        let behind = "iommu_platform=on,disable-legacy=on";
         let mut slot = FIRST_SLOT;
         let mut root_port = |line: &mut Line| {
             let number = slot - FIRST_SLOT + 1;
@@ -303,10 +301,10 @@ mod tests {
     }
 
     #[test]
-    fn without_remapping_hardware_no_device_asks_for_it() {
+    fn without_remapping_hardware_there_is_none() {
         let mut options = MachineOptions::demo(Path::new("k"), None);
         options.iommu = Iommu::None;
         let line = shown(&options, "none");
-        assert!(!line.contains("iommu"), "{line}");
+        assert!(!line.contains("intel-iommu"), "{line}");
     }
 }

@@ -14,7 +14,8 @@ use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
 use crate::machine::{Iommu, Machine, MachineOptions, TRACE_MMIO, kill_all};
 use crate::paths;
-use crate::report::{self, Report};
+use crate::report::{self, Owned, Report};
+use crate::session::owners::phases;
 use crate::session::{self, Manner, Session};
 use crate::ui::Screen;
 
@@ -257,7 +258,11 @@ fn bad_images(context: &Context) -> Result<()> {
         ensure!(done.result != "ok", "{name} was launched");
         ensure!(!done.text.is_empty(), "{name} was refused without a reason");
         let after = owners(&mut session)?;
-        ensure!(before == after, "{name}: the machine is not as it was");
+        ensure!(
+            before == after,
+            "{name}: the machine is not as it was: {}",
+            difference(&before, &after)
+        );
         session.load.wait_answers(50, Duration::from_secs(10))?;
     }
     // The same machine still swaps.
@@ -267,13 +272,53 @@ fn bad_images(context: &Context) -> Result<()> {
     unharmed(session).map(drop)
 }
 
-/// The ledger as the kernel on COM1 prints it on demand.
-fn owners(session: &mut Session) -> Result<Vec<String>> {
-    let done = session.machine.consoles[0].command_ok("status", Duration::from_secs(20))?;
-    let mut lines: Vec<String> = done.all("owner").map(ToString::to_string).collect();
-    ensure!(!lines.is_empty(), "the kernel printed no owners");
-    lines.sort();
-    Ok(lines)
+/// The ledger as the kernel on COM1 prints it on demand. Whether memory that lies side by side and
+/// has one owner is one entry or several makes no difference.
+fn owners(session: &mut Session) -> Result<Vec<Owned>> {
+    let console = &mut session.machine.consoles[0];
+    console.command_ok("status", Duration::from_secs(20))?;
+    let history = console.history();
+    let last = history
+        .iter()
+        .rposition(|line| line.event.as_ref().is_some_and(|event| event.word == "up"))
+        .context("the kernel did not say who it is")?;
+    let phases = phases(&[history[last..].to_vec()]);
+    let mut owned = phases
+        .into_iter()
+        .next()
+        .context("the kernel printed no owners")?
+        .owned;
+    owned.sort();
+    owned.dedup_by(|next, before| {
+        let joined = next.kind == "memory"
+            && before.kind == "memory"
+            && next.owner == before.owner
+            && before.base + before.length == next.base;
+        if joined {
+            before.length += next.length;
+        }
+        joined
+    });
+    Ok(owned)
+}
+
+/// What differs between two ledgers, for an error.
+fn difference(before: &[Owned], after: &[Owned]) -> String {
+    let only = |these: &[Owned], others: &[Owned]| {
+        let these = these.iter().filter(|one| !others.contains(one));
+        let shown = these.map(|one| {
+            format!(
+                "{} {}{:#x}+{:#x} {}",
+                one.kind, one.id, one.base, one.length, one.owner
+            )
+        });
+        shown.collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "gone: {}; new: {}",
+        only(before, after),
+        only(after, before)
+    )
 }
 
 fn chain(context: &Context) -> Result<()> {
@@ -329,11 +374,13 @@ fn misbehaves<S: AsRef<str>>(context: &Context, faults: &[S]) -> Result<()> {
         };
         ensure!(done.result != "ok", "a successor with {fault} took over");
         ensure!(!done.text.is_empty(), "{fault}: no reason was given");
-        let undo = session.machine.consoles[0].command("undo", Duration::from_secs(90));
+        // Where the kernel has taken everything back by itself there is nothing left to undo.
+        session.machine.consoles[0].command("undo", Duration::from_secs(90))?;
         let after = owners(&mut session)?;
         ensure!(
             before == after,
-            "{fault}: the machine is not as it was (undo: {undo:?})"
+            "{fault}: the machine is not as it was: {}",
+            difference(&before, &after)
         );
         session.load.wait_answers(100, Duration::from_secs(10))?;
     }
