@@ -136,6 +136,7 @@ pub fn hand_over(kernel: &mut Kernel, next: PartitionId, manner: Manner) -> Resu
     let result = try_hand_over(kernel, next, theirs, manner);
     if let Err(error) = result {
         retarget(kernel, ours)?;
+        serving::give(Order::Serve);
         send(kernel, next, &[message::STAND, 0, 0, 0, 0, 0, 0, 0])?;
         println!("@rolled-back text=\"{error}\"");
         return Err(error);
@@ -173,8 +174,10 @@ fn try_hand_over(
     theirs: InterruptTarget,
     manner: Manner,
 ) -> Result<(), Failure> {
-    // From here on interrupts of the workload's devices go to the next owner, and this kernel
-    // polls: the freeze comes at once.
+    // Interrupts of the workload's devices go to the next owner from here on, so this kernel polls
+    // until it freezes: none of this is in the blackout.
+    serving::give(Order::Poll);
+    processors::wake(kernel.service_cpu);
     retarget(kernel, theirs)?;
     write_handoff_for(kernel, next)?;
     let slot = kernel.workload.ledger_slot as u16;
@@ -234,7 +237,7 @@ fn write_handoff_for(kernel: &mut Kernel, next: PartitionId) -> Result<(), Failu
         .as_ref()
         .is_some_and(|launched| launched.partition == next)
     {
-        return write_handoff(kernel);
+        return write_handoff(kernel).map(drop);
     }
     super::reclaim::write_return(kernel, next)
 }

@@ -558,13 +558,18 @@ fn load(kernel: &mut Kernel, image: &Image<'_>) -> Result<(PhysAddr, u64), Failu
     let launched = self::launched(kernel)?;
     launched.loaded = loaded;
     launched.firmware = firmware;
-    write_handoff(kernel)?;
+    let bytes = write_handoff(kernel)?;
+    let launched = self::launched(kernel)?;
+    let (partition, version) = (launched.partition, launched.version);
+    let at = handoff_at(kernel, partition).0;
+    println!("@handoff bytes={bytes} at={at:#x} version={version}");
     Ok((tables.root, layout.entry()))
 }
 
 /// Writes the successor's handoff: before the launch, and again between freeze and commit, when the
 /// unit's record is the final one.
-pub fn write_handoff(kernel: &mut Kernel) -> Result<(), Failure> {
+/// Returns its length in bytes.
+pub fn write_handoff(kernel: &mut Kernel) -> Result<usize, Failure> {
     let state = kernel.unit()?.record()?;
     let launched = kernel
         .successor
@@ -667,13 +672,7 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<(), Failure> {
     // SAFETY: the place is the reader's part of the handoff extent; nobody reads it before the
     // launch, and between freeze and commit only after the commit.
     unsafe { copy_in(at, blob) };
-    println!(
-        "@handoff bytes={} at={:#x} version={}",
-        blob.len(),
-        at.0,
-        launched.version
-    );
-    Ok(())
+    Ok(blob.len())
 }
 
 fn console_of(plan: &Plan) -> Console {

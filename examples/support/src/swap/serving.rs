@@ -29,6 +29,8 @@ const EXPECT: u64 = 30_000_000;
 pub enum Order {
     /// Serve.
     Serve,
+    /// Serve without waiting for interrupts: they go to the next kernel already.
+    Poll,
     /// Freeze, and commit as soon as frozen.
     FreezeAndCommit,
     /// Freeze, and hold until told to commit or to serve on.
@@ -53,8 +55,9 @@ pub enum Order {
     Held,
 }
 
-const ORDERS: [Order; 12] = [
+const ORDERS: [Order; 13] = [
     Order::Serve,
+    Order::Poll,
     Order::FreezeAndCommit,
     Order::FreezeAndHold,
     Order::Frozen,
@@ -160,6 +163,11 @@ pub fn run(service: &mut Service<'static>) {
                     wait_for_interrupt(|| {
                         service.has_work() || order() != now || role(apic_id()) != Role::Service
                     });
+                }
+            }
+            Order::Poll => {
+                if service.poll() == 0 {
+                    core::hint::spin_loop();
                 }
             }
             asked @ (Order::FreezeAndCommit | Order::FreezeAndHold) => {
