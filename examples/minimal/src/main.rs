@@ -1,9 +1,8 @@
-//! The smallest embedding of Baton, without a support crate.
+//! The smallest embedding of Baton, without a support crate. Only `boot.s` is not shown here.
 //!
-//! Processor 0 is the prime. It lays down a baton in memory nobody else uses, starts processor 1
-//! as the successor, hands it a workload (a counter in memory) with one store, and parks. The
-//! successor claims processor 0 and runs work on it. There are no devices in it, so no fence.
-
+//! Processor 0 is the prime: it lays down a baton, starts processor 1 as the successor, hands it a
+//! workload (a counter in memory) with one store, and parks. The successor claims processor 0 and
+//! runs work on it. There are no devices in it, so no fence. Errors end in the panic handler.
 #![no_std]
 #![no_main]
 
@@ -27,18 +26,26 @@ global_asm!(include_str!("boot.s"), prime = sym prime);
 
 const PRIME: PartitionId = PartitionId(1);
 const SUCCESSOR: PartitionId = PartitionId(2);
-const BOOTSTRAP: ApicId = ApicId(0);
-const SECOND: ApicId = ApicId(1);
-const SPEAKS: Speaks = Speaks { newest: AbiVersion::NEWEST, oldest: AbiVersion::OLDEST, features: Features::empty() };
+const CPU_0: ApicId = ApicId(0);
+const CPU_1: ApicId = ApicId(1);
+const NONE: Features = Features::empty();
+const NEWEST: AbiVersion = AbiVersion::NEWEST;
+const OLDEST: AbiVersion = AbiVersion::OLDEST;
+const SPEAKS: Speaks = Speaks {
+    newest: NEWEST,
+    oldest: OLDEST,
+    features: NONE,
+};
 /// Memory that a real kernel takes from the firmware's map: everything is identity mapped here.
 const BATON: PhysAddr = PhysAddr(0x100_0000);
 const TRAMPOLINE: PhysAddr = PhysAddr(0x8000);
-const LOCAL_APIC: u64 = 0xfee0_0000;
+const LOCAL_APIC: PhysAddr = PhysAddr(0xfee0_0000);
 /// What survives: the workload, at an address of its own.
 const WORKLOAD: PhysAddr = PhysAddr(0x200_0000);
-const ANSWER_MICROSECONDS: u32 = 1_000_000;
+/// How long anything may take, in microseconds.
+const PATIENCE: u32 = 5_000_000;
 
-/// A clock over the time stamp counter, at a rate that no processor is below.
+/// A clock over the time stamp counter: exact at 1 GHz, and not more than a few times too quick.
 struct Clock(u64);
 
 impl Deadline for Clock {
@@ -58,154 +65,150 @@ fn now() -> u64 {
 }
 
 fn at(address: PhysAddr) -> NonNull<u8> {
-    NonNull::new(address.0 as *mut u8).expect("nothing here is at address 0")
+    NonNull::new(address.0 as *mut u8).unwrap()
 }
 
-fn shared<T>(range: PhysRange) -> &'static T {
+fn shared<T>(base: PhysAddr) -> &'static T {
     // SAFETY: called for the ledger, the exchange and the workload's counter, which are atomics in
     // identity mapped memory, aligned to pages, that nothing else uses.
-    unsafe { at(range.base()).cast().as_ref() }
-}
-
-fn counter() -> &'static AtomicU64 {
-    shared(PhysRange::from_bounds(WORKLOAD, PhysAddr(WORKLOAD.0 + FRAME_SIZE)))
+    unsafe { at(base).cast().as_ref() }
 }
 
 fn apic() -> XApic {
     // SAFETY: QEMU's xAPIC is at its architectural place, identity mapped; no handler uses it.
-    unsafe { XApic::new(at(PhysAddr(LOCAL_APIC))) }
+    unsafe { XApic::new(at(LOCAL_APIC)) }
 }
 
 fn say(line: core::fmt::Arguments<'_>) {
-    // SAFETY: the first UART of the machine is at this port and one processor at a time says
-    // something: each waits for what the other does.
+    // SAFETY: the first UART of the machine is at this port, and each processor says something only
+    // while the other one waits for what it does.
     let uart = unsafe { Uart16550Tty::<PioBackend>::new_port(0x3f8, Config::default()) };
-    if let Ok(mut uart) = uart {
-        let _ = writeln!(uart, "{line}");
-    }
-}
-
-fn page_table() -> u64 {
-    let table: u64;
-    // SAFETY: reading CR3 at privilege level 0 has no effect.
-    unsafe { asm!("mov {}, cr3", out(reg) table, options(nomem, nostack)) };
-    table
+    let _ = writeln!(uart.unwrap(), "{line}");
 }
 
 fn start_at(entry: extern "C" fn(u64) -> !, argument: u64) -> StartState {
     static STACKS: AtomicU64 = AtomicU64::new(0x300_0000);
+    let page_table: u64;
+    // SAFETY: reading CR3 at privilege level 0 has no effect.
+    unsafe { asm!("mov {}, cr3", out(reg) page_table, options(nomem, nostack)) };
     // The call that would have come here leaves RSP 8 below a multiple of 16.
     let stack = STACKS.fetch_add(0x1_0000, SeqCst) + 0xfff8;
-    StartState { page_table: page_table(), entry: entry as usize as u64, stack, argument }
+    StartState {
+        page_table,
+        entry: entry as usize as u64,
+        stack,
+        argument,
+    }
 }
 
 extern "C" fn prime() -> ! {
-    say(format_args!("prime: up"));
-    let room = PhysRange::new(BATON, 0x10_0000).expect("a small range");
-    let sizes = Sizes { handoff: 0x1000, capture: 0x1000, filtered: 0x1000, iommu: 0x1000 };
-    let baton = Baton::lay_out(room, &sizes).expect("1 MiB is enough");
+    let room = PhysRange::new(BATON, 0x10_0000).unwrap();
+    let sizes = Sizes {
+        handoff: 4096,
+        capture: 4096,
+        filtered: 4096,
+        iommu: 4096,
+    };
+    let baton = Baton::lay_out(room, &sizes).unwrap();
 
     // Who owns what: two processors, and the workload.
-    let mut steward = Steward::format(shared::<Ledger>(baton.ledger), PRIME);
-    let mut add = |kind, base, owner| steward.add(kind, base, 1, Owner::Partition(owner)).expect("an empty ledger");
-    add(resource::CPU, BOOTSTRAP.0.into(), PRIME);
-    add(resource::CPU, SECOND.0.into(), SUCCESSOR);
+    let mut steward = Steward::format(shared(baton.ledger.base()), PRIME);
+    let mut add = |kind, base, owner| steward.add(kind, base, 1, Owner::Partition(owner)).unwrap();
+    add(resource::CPU, 0, PRIME);
+    add(resource::CPU, 1, SUCCESSOR);
     let workload = add(resource::WORKLOAD, 1, PRIME);
 
+    let park = baton.park.base();
     // SAFETY: the area's memory is identity mapped, and nobody else's.
-    let area = unsafe { ParkArea::install(at(baton.park.base()), baton.park.base()) }.expect("an aligned area");
+    let area = unsafe { ParkArea::install(at(park), park) }.unwrap();
     // SAFETY: QEMU leaves the page free, and no processor is in it.
-    let trampoline = unsafe { Trampoline::install(at(TRAMPOLINE), TRAMPOLINE, BOOTSTRAP, Timing::default()) };
+    let page = unsafe { Trampoline::install(at(TRAMPOLINE), TRAMPOLINE, CPU_0, Timing::default()) };
 
     // The handoff: what the successor has to know.
-    let mut buffer = [0; 1024];
+    let place = baton.handoff.base();
     let envelope = Envelope {
-        version: AbiVersion::NEWEST,
-        self_address: baton.handoff.base(),
-        features: Features::empty(),
-        required: Features::empty(),
+        version: NEWEST,
+        self_address: place,
+        features: NONE,
+        required: NONE,
         epoch: 1,
         writer: PRIME,
         reader: SUCCESSOR,
         swaps: 0,
     };
-    let mut writer = Writer::new(&mut buffer, envelope).expect("room for a header");
-    for extent in baton.extents() {
-        writer.critical(&extent).expect("room");
-    }
-    let record = Workload {
-        id: WorkloadId(1),
-        domain: DomainId(0),
-        ledger_slot: workload.into(),
-        base: WORKLOAD,
-        length: FRAME_SIZE,
-        layout: 0,
-        layout_version: 1,
-    };
-    writer.critical(&record).expect("room");
+    let mut buffer = [0; 1024];
+    let mut writer = Writer::new(&mut buffer, envelope).unwrap();
+    baton
+        .extents()
+        .iter()
+        .for_each(|extent| writer.critical(extent).unwrap());
     let blob = writer.finish();
     // SAFETY: the extent is a page, the blob at most 1 KiB on this stack.
-    unsafe { at(baton.handoff.base()).copy_from_nonoverlapping(NonNull::from(blob).cast(), blob.len()) };
+    unsafe { at(place).copy_from_nonoverlapping(NonNull::from(blob).cast(), blob.len()) };
 
     // Launch, and wait until the successor is ready.
-    let exchange = shared::<Exchange>(baton.exchange);
-    let own = OwnStatus::new(exchange, PRIME).expect("a place");
-    let mut watch = Watch::prepare(exchange, SUCCESSOR).expect("a place");
-    let state = start_at(successor, baton.handoff.base().0);
+    let exchange = shared(baton.exchange.base());
+    let own = OwnStatus::new(exchange, PRIME).unwrap();
+    let mut watch = Watch::prepare(exchange, SUCCESSOR).unwrap();
+    let (state, mut clock) = (start_at(successor, place.0), Clock(0));
     // SAFETY: all of memory is mapped by the page table, and the stack is new.
-    unsafe { trampoline.expect("a low page").start(SECOND, &state, &area, &mut apic(), &mut Clock(0)) }.expect("it starts");
-    watch.wait(state::READY, ANSWER_MICROSECONDS, &mut Clock(0)).expect("it gets ready");
+    unsafe {
+        page.unwrap()
+            .start(CPU_1, &state, &area, &mut apic(), &mut clock)
+    }
+    .unwrap();
+    watch.wait(state::READY, PATIENCE, &mut clock).unwrap();
     say(format_args!("prime: the successor is ready"));
 
     // Serve, freeze, commit, park.
-    counter().store(41, SeqCst);
-    let armed = steward.arm(workload, SUCCESSOR).map_err(|(_, error)| error).expect("its workload");
-    own.enter(state::FROZEN, now());
-    say(format_args!("prime: commit"));
-    let parked = area.expect(BOOTSTRAP).expect("a slot");
+    shared::<AtomicU64>(WORKLOAD).store(41, SeqCst);
+    let armed = steward.arm(workload, SUCCESSOR).unwrap();
+    let parked = area.expect(CPU_0).unwrap();
     own.enter(state::RETIRED, now());
-    armed.commit().map_err(|(_, error)| error).expect("nobody else writes");
+    say(format_args!("prime: commit"));
+    armed.commit().unwrap();
     // SAFETY: this is the processor that was expected; interrupts were never enabled.
     unsafe { park::enter(&parked) }
 }
 
 extern "C" fn successor(handoff: u64) -> ! {
-    let found_at = PhysAddr(handoff);
-    let mut copy = [0_u8; 1024];
+    let (place, mut copy, mut clock) = (PhysAddr(handoff), [0_u8; 1024], Clock(0));
     // SAFETY: the handoff's extent is a page, longer than the copy, and identity mapped.
-    unsafe { at(found_at).copy_to_nonoverlapping(NonNull::from(&mut copy).cast(), copy.len()) };
-    let handoff = Handoff::parse(&copy, found_at, &SPEAKS).expect("a handoff");
-    let baton = Baton::find(&handoff).expect("a baton");
-    let workload = handoff.first::<Workload>().expect("a workload");
-    let (ledger, exchange) = (shared::<Ledger>(baton.ledger), shared::<Exchange>(baton.exchange));
-    let own = OwnStatus::new(exchange, handoff.header().reader).expect("a place");
-    for state in [state::ENTERED, state::NEGOTIATED, state::READY] {
-        own.enter(state, now());
-    }
-    let view = LedgerView::new(ledger).expect("a ledger");
+    unsafe { at(place).copy_to_nonoverlapping(NonNull::from(&mut copy).cast(), copy.len()) };
+    let handoff = Handoff::parse(&copy, place, &SPEAKS).unwrap();
+    let baton = Baton::find(&handoff).unwrap();
+    let ledger = shared(baton.ledger.base());
+    let own = OwnStatus::new(shared(baton.exchange.base()), handoff.header().reader).unwrap();
+    [state::ENTERED, state::NEGOTIATED, state::READY].map(|state| own.enter(state, now()));
+    let view = LedgerView::new(ledger).unwrap();
+    clock.start(PATIENCE);
     while view.steward() != SUCCESSOR {
-        core::hint::spin_loop();
+        assert!(!clock.expired(), "the commit does not come");
     }
     own.enter(state::SERVING, now());
-    let value = counter().fetch_add(1, SeqCst) + 1;
-    say(format_args!("successor: serving, the counter at {} is {value}", workload.base));
+    let value = shared::<AtomicU64>(WORKLOAD).fetch_add(1, SeqCst) + 1;
+    say(format_args!("successor: serving, the counter is {value}"));
 
     // The prime's processor, and everything else it had.
-    let mut steward = Steward::take_up(ledger, SUCCESSOR).expect("the commit made it the steward");
+    let (mut steward, me) = (
+        Steward::take_up(ledger, SUCCESSOR).unwrap(),
+        Owner::Partition(SUCCESSOR),
+    );
+    let park = baton.park.base();
     // SAFETY: the prime made the area, and it is identity mapped here too.
-    let area = unsafe { ParkArea::adopt(at(baton.park.base()), baton.park.base()) }.expect("an area");
-    let proof = area.confirm(BOOTSTRAP, ANSWER_MICROSECONDS, &mut Clock(0)).expect("it parks");
-    steward.release_cpu(proof, Owner::Partition(SUCCESSOR)).expect("it was the prime's");
-    let inherited = steward.inherit(PRIME, Owner::Partition(SUCCESSOR)).expect("no processor is left");
-    say(format_args!("successor: steward, {inherited} more entries inherited"));
+    let area = unsafe { ParkArea::adopt(at(park), park) }.unwrap();
+    steward
+        .release_cpu(area.confirm(CPU_0, PATIENCE, &mut clock).unwrap(), me)
+        .unwrap();
+    steward.inherit(PRIME, me).unwrap();
+    let state = start_at(worker, 0);
     // SAFETY: the page table maps everything, and the stack is new.
-    unsafe { area.claim(BOOTSTRAP, &start_at(worker, 0), &mut apic(), ANSWER_MICROSECONDS, &mut Clock(0)) }
-        .expect("it wakes up");
+    unsafe { area.claim(CPU_0, &state, &mut apic(), PATIENCE, &mut clock) }.unwrap();
     halt()
 }
 
 extern "C" fn worker(_: u64) -> ! {
-    say(format_args!("successor: processor 0 works for me, the counter is {}", counter().load(SeqCst)));
+    say(format_args!("successor: processor 0 works for me"));
     halt()
 }
 
