@@ -1,5 +1,7 @@
 //! Builds, runs, measures and tests Baton. `cargo xtask help` lists the commands.
 
+mod baseline;
+mod bench;
 mod build;
 mod client;
 mod console;
@@ -11,11 +13,19 @@ mod paths;
 mod pcap;
 mod picture;
 mod process;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "for the bench that counts instructions")
+)]
 mod qmp;
 mod report;
 mod session;
 mod setup;
 mod test;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "for the bench that counts instructions")
+)]
 mod trace;
 mod ui;
 
@@ -45,6 +55,8 @@ enum Command {
     Build,
     /// Test everything.
     Test(test::TestOptions),
+    /// Measure a swap beside kexec and a firmware reboot of a stock kernel.
+    Bench(bench::BenchOptions),
     /// Draw the picture of a report again.
     Picture {
         /// The report.
@@ -85,6 +97,7 @@ fn run(arguments: &Arguments, screen: &Screen) -> anyhow::Result<()> {
         Command::Build => {
             build::run(&toolchain, &build::KERNELS, screen)?;
         }
+        Command::Bench(options) => bench::run(options, &toolchain, screen)?,
         Command::Demo(options) => demo::run(options, &toolchain, screen)?,
         Command::Test(options) => test::run(options, &toolchain, screen)?,
     }

@@ -27,7 +27,7 @@ const CASES: &str = "48";
 
 /// Why the run failed.
 #[derive(Debug)]
-pub enum Error {
+pub(crate) enum Error {
     /// A file could not be read, written or copied, or a command not be started.
     Io(PathBuf, io::Error),
     /// A mutant's file is not in the form it should be.
@@ -59,7 +59,7 @@ impl std::error::Error for Error {}
 
 /// How it went with one mutant.
 #[derive(Clone, Debug)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// These tests failed.
     Caught(Vec<String>),
     /// The tests did not end in time.
@@ -74,19 +74,19 @@ pub enum Verdict {
 
 /// One mutant and how it went.
 #[derive(Clone, Debug)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// The mutant's name: its file's, without the extension.
-    pub name: String,
+    pub(crate) name: String,
     /// What it breaks.
-    pub breaks: String,
+    pub(crate) breaks: String,
     /// How it went.
-    pub verdict: Verdict,
+    pub(crate) verdict: Verdict,
 }
 
 impl Outcome {
     /// Whether the tests noticed.
     #[must_use]
-    pub fn caught(&self) -> bool {
+    pub(crate) fn caught(&self) -> bool {
         matches!(self.verdict, Verdict::Caught(_) | Verdict::Hung)
     }
 }
@@ -114,7 +114,7 @@ impl fmt::Display for Outcome {
 ///
 /// # Errors
 /// See [`Error`]. All mutants are tried before [`Error::Failed`] is given.
-pub fn run(
+pub(crate) fn run(
     root: &Path,
     only: Option<&str>,
     mut progress: impl FnMut(&Outcome),

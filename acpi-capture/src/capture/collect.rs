@@ -165,7 +165,7 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
         (end <= self.bytes.len()).then_some(Span { at, length })
     }
 
-    /// Reads from memory into fresh room, which counts as used only once [`record`] says so.
+    /// Reads from memory into fresh room, which counts as used only once it is recorded.
     fn read(&mut self, address: PhysAddr, length: usize) -> Result<Span, State> {
         let span = self.room(length).ok_or(State::NoRoom)?;
         let into = self

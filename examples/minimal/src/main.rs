@@ -179,7 +179,9 @@ extern "C" fn successor(handoff: u64) -> ! {
     let baton = Baton::find(&handoff).unwrap();
     let ledger = shared(baton.ledger.base());
     let own = OwnStatus::new(shared(baton.exchange.base()), handoff.header().reader).unwrap();
-    [state::ENTERED, state::NEGOTIATED, state::READY].map(|state| own.enter(state, now()));
+    for state in [state::ENTERED, state::NEGOTIATED, state::READY] {
+        own.enter(state, now());
+    }
     let view = LedgerView::new(ledger).unwrap();
     clock.start(PATIENCE);
     while view.steward() != SUCCESSOR {

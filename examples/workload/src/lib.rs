@@ -7,7 +7,7 @@
 //! workload over lays its own view over that memory ([`Workload::adopt`]) and goes on; the device
 //! notices nothing.
 //!
-//! [`protocol`] is the format of the datagrams, and [`answer`] is the service itself: a datagram
+//! [`protocol`] is the format of the datagrams, and [`answer()`] is the service itself: a datagram
 //! in, a datagram out.
 #![no_std]
 #![deny(unsafe_code)]

@@ -66,19 +66,6 @@ pub(crate) struct Images {
     pub(crate) first: PathBuf,
     /// The archive with all images, whole and broken.
     pub(crate) modules: PathBuf,
-    /// Every whole image, by name.
-    pub(crate) kernels: Vec<(&'static str, PathBuf)>,
-}
-
-impl Images {
-    /// The whole image called `name`.
-    pub(crate) fn kernel(&self, name: &str) -> Result<&Path> {
-        self.kernels
-            .iter()
-            .find(|(one, _)| *one == name)
-            .map(|(_, path)| path.as_path())
-            .with_context(|| format!("there is no kernel called {name}"))
-    }
 }
 
 /// Builds kernels and the archive. The first recipe is that of the kernel that boots first.
@@ -114,11 +101,7 @@ pub(crate) fn run(toolchain: &Toolchain, recipes: &[Recipe], screen: &Screen) ->
     let first = first.clone();
     let names: Vec<&str> = kernels.iter().map(|(name, _)| *name).collect();
     step.done(&format!("{}; archive of {}", names.join(", "), bytes(size)));
-    Ok(Images {
-        first,
-        modules,
-        kernels,
-    })
+    Ok(Images { first, modules })
 }
 
 /// Builds one kernel and returns its image.

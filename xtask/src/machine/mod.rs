@@ -17,9 +17,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-pub(crate) use command_line::{
-    Edu, Icount, Iommu, MachineOptions, TRACE_ALWAYS, TRACE_INTERRUPTS, TRACE_MMIO,
-};
+pub(crate) use command_line::{Iommu, MachineOptions, TRACE_INTERRUPTS, TRACE_MMIO};
 
 use crate::console::{Console, Watcher};
 use crate::process::bound_command;

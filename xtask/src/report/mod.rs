@@ -103,6 +103,8 @@ pub(crate) struct Swap {
     pub(crate) bytes_copied: Option<u64>,
     /// Bytes that were compared for it.
     pub(crate) bytes_compared: Option<u64>,
+    /// Bytes that the network device wrote meanwhile, by itself: packets that arrived.
+    pub(crate) bytes_written_by_device: Option<u64>,
     /// The fence's work from the launch command to the first service.
     pub(crate) fence: crate::trace::FenceCounts,
     /// Steps with their durations, in order.
@@ -426,8 +428,9 @@ fn sources() -> BTreeMap<String, String> {
         (
             "swaps.bytes_copied",
             "the host reads the workload's physical memory from the emulator when it is frozen and \
-             again after the commit, before the new kernel serves, and counts bytes that differ; plus \
-             the bytes of every ring that lies elsewhere",
+             again after the commit, before the new kernel serves, and counts bytes that differ, but \
+             for the used rings and the receive buffers that the device writes by itself; plus the \
+             bytes of every ring that lies elsewhere",
         ),
         (
             "fence.attempts, fence.blocked",
@@ -535,6 +538,7 @@ mod tests {
             "times",
             "fence",
             "bytes_compared",
+            "bytes_written_by_device",
         ];
         for key in json["swaps"][0].as_object().unwrap().keys() {
             let named = known.contains(&format!("swaps.{key}"));

@@ -1,6 +1,7 @@
 //! A machine under load, and the conversation with its kernels.
 
 mod evidence;
+mod look;
 pub(crate) mod owners;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 
 pub(crate) use evidence::Evidence;
+use look::Look;
 
 use crate::client::{Load, Snapshot};
 use crate::console::{Console, Done};
@@ -345,40 +347,27 @@ impl Session {
     /// Looks at the workload's memory while it is frozen and again when it is committed.
     fn inspect(&mut self, old: usize, new: usize, swap: &mut Swap) -> Result<()> {
         let (_, frozen) = self.console(old).wait_event("frozen", HANDOVER)?;
-        let (base, length) = (frozen.number("workload")?, frozen.number("length")?);
-        let before = self.machine.qmp.physical_memory(base, length)?;
-        swap.ring_addresses_before = self.rings()?;
+        let at = (frozen.number("workload")?, frozen.number("length")?);
+        let before = self.look(at)?;
         self.console(old).send("go")?;
         self.console(new).wait_event("committed", HANDOVER)?;
-        let after = self.machine.qmp.physical_memory(base, length)?;
-        swap.ring_addresses_after = self.rings()?;
+        let after = self.look(at)?;
         self.console(new).send("go")?;
-        // DMA never stops: what the device may write while the kernels hold still, frames that come in
-        // and the used rings, is the device's doing and nobody's copy.
-        let mut skipped = vec![false; before.len()];
-        for ring in &swap.ring_addresses_after {
-            for (start, bytes) in written_by_device(ring, base, &before) {
-                let start = usize::try_from(start.saturating_sub(base))?.min(skipped.len());
-                let end = start.saturating_add(bytes).min(skipped.len());
-                skipped[start..end].fill(true);
-            }
-        }
-        let changed = before
-            .iter()
-            .zip(&after)
-            .zip(&skipped)
-            .filter(|((a, b), skipped)| a != b && !**skipped)
-            .count() as u64;
-        let moved: u64 = swap
-            .ring_addresses_before
-            .iter()
-            .zip(&swap.ring_addresses_after)
-            .filter(|(before, after)| before != after)
-            .map(|(before, _)| before.bytes())
-            .sum();
-        swap.bytes_copied = Some(changed + moved);
-        swap.bytes_compared = Some(skipped.iter().filter(|skipped| !**skipped).count() as u64);
+        let found = before.compare(&after)?;
+        swap.bytes_copied = Some(found.copied);
+        swap.bytes_compared = Some(found.compared);
+        swap.bytes_written_by_device = Some(found.written_by_device);
+        swap.ring_addresses_before = before.rings;
+        swap.ring_addresses_after = after.rings;
         Ok(())
+    }
+
+    fn look(&mut self, (base, length): (u64, u64)) -> Result<Look> {
+        Ok(Look {
+            base,
+            bytes: self.machine.qmp.physical_memory(base, length)?,
+            rings: self.rings()?,
+        })
     }
 
     fn rings(&mut self) -> Result<Vec<RingAddresses>> {
@@ -406,29 +395,6 @@ impl Session {
         self.reclaimed = Some(reclaimed);
         Ok(told)
     }
-}
-
-/// What a virtqueue lets the device write (virtio 1.2, sections 2.7.5 and 2.7.8): its used ring, and
-/// the buffers whose descriptors say so. Address and length of each.
-fn written_by_device(ring: &RingAddresses, base: u64, memory: &[u8]) -> Vec<(u64, usize)> {
-    const DESCRIPTOR: u64 = 16;
-    const WRITE: u16 = 2;
-    let mut ranges = vec![(ring.used, 6 + 8 * ring.size as usize)];
-    for index in 0..u64::from(ring.size) {
-        let Some(descriptor) = usize::try_from(ring.descriptors + index * DESCRIPTOR - base)
-            .ok()
-            .and_then(|at| memory.get(at..)?.first_chunk::<16>())
-        else {
-            continue;
-        };
-        let [a, b, c, d, e, f, g, h, l0, l1, l2, l3, f0, f1, ..] = *descriptor;
-        if u16::from_le_bytes([f0, f1]) & WRITE != 0 {
-            let address = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-            let length = u32::from_le_bytes([l0, l1, l2, l3]);
-            ranges.push((address, length as usize));
-        }
-    }
-    ranges
 }
 
 fn steps(done: &Done) -> Result<Vec<StepTime>> {
