@@ -26,7 +26,7 @@ pub use live::{
 pub use read::{Handoff, HandoffError, MAX_LENGTH, RawRecord, stated_length};
 pub use records::{
     Clock, Console, Cpu, Domain, Ecam, Extent, Firmware, Function, History, InterruptHandle,
-    Memory, Platform, Record, VtdUnit, Workload, kind, purpose,
+    Memory, Platform, Record, VtdDomain, VtdUnit, Workload, kind, purpose,
 };
 pub use remapping::{
     DeviceScope, InterruptMessage, InterruptTarget, PathHop, ReservedRegion, ScopeKind,

@@ -85,6 +85,7 @@ macro_rules! record {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]
+        #[cfg_attr(feature = "defmt", derive(defmt::Format))]
         pub struct $name {
             $( $(#[$field_doc])* pub $field: $type, )*
         }
@@ -188,32 +189,75 @@ record! {
         smbios: PhysAddr = 8,
     }
 }
+/// A domain of a [`VtdUnit`].
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct VtdDomain {
+    /// The physical address of the root of its tables.
+    pub root: u64,
+    /// Its id.
+    pub id: u32,
+    /// How many devices are attached to it. For people; whoever adopts the unit counts them.
+    pub attached: u32,
+}
+
+const _: () = {
+    assert!(size_of::<VtdDomain>() == 16);
+    assert!(offset_of!(VtdDomain, root) == 0);
+    assert!(offset_of!(VtdDomain, id) == 8);
+    assert!(offset_of!(VtdDomain, attached) == 12);
+};
+
 record! {
-    /// A VT-d unit whose tables and queue lie in the baton. Compared with the unit's registers by
-    /// whoever adopts it; never believed alone.
-    VtdUnit = VTD_UNIT, 72 {
-        /// The register window.
-        registers: PhysAddr = 0,
-        /// Bytes of the register window.
-        registers_length: u64 = 8,
-        /// `RTADDR` as written (VT-d section 11.4.5).
-        root_table: u64 = 16,
-        /// `IQA` as written (VT-d section 11.4.8.3).
-        invalidation_queue: u64 = 24,
-        /// `IRTA` as written (VT-d section 11.4.9.1).
-        interrupt_table: u64 = 32,
-        /// Where the wait descriptors store their status.
-        wait_status: PhysAddr = 40,
-        /// `GSTS` as read (VT-d section 11.4.4.2).
-        global_status: u32 = 48,
-        /// The last status that a wait descriptor stored.
-        wait_sequence: u32 = 52,
-        /// The first byte of the unit's share of the IOMMU extent.
-        arena: PhysAddr = 56,
-        /// Bytes of it.
-        arena_length: u64 = 64,
+    /// A VT-d unit whose tables and queue lie in the baton, as one steward leaves it to the next:
+    /// plain numbers, compared with the unit's registers by whoever adopts it, never believed alone.
+    /// Registers are those of VT-d, chapter 11.
+    VtdUnit = VTD_UNIT, 1128 {
+        /// Physical address of the register window.
+        register_base: u64 = 0,
+        /// Its length in bytes.
+        register_length: u64 = 8,
+        /// CAP.
+        capability: u64 = 16,
+        /// ECAP.
+        extended_capability: u64 = 24,
+        /// RTADDR.
+        root_table_address: u64 = 32,
+        /// IQA.
+        queue_address: u64 = 40,
+        /// IRTA.
+        interrupt_table_address: u64 = 48,
+        /// Physical address of the 4 bytes that waits write to.
+        status_address: u64 = 56,
+        /// Physical address of the arena.
+        arena_base: u64 = 64,
+        /// Its length in bytes.
+        arena_length: u64 = 72,
+        /// GSTS.
+        global_status: u32 = 80,
+        /// The slot at the queue's tail. For people; the register is what counts.
+        queue_tail: u32 = 84,
+        /// The number of the last wait.
+        sequence: u32 = 88,
+        /// How many levels the domains' tables have.
+        levels: u32 = 92,
+        /// How many bits the machine's physical addresses have.
+        host_address_bits: u32 = 96,
+        /// How many of `domains` count.
+        domain_count: u32 = 100,
+        /// The domains.
+        domains: [VtdDomain; VtdUnit::MAX_DOMAINS] = 104,
     }
 }
+
+impl VtdUnit {
+    /// The most domains that a unit has.
+    pub const MAX_DOMAINS: usize = 64;
+}
+
 record! {
     /// A workload: it stays where it is and moves by the commit.
     Workload = WORKLOAD, 40 {

@@ -7,8 +7,7 @@ use core::fmt;
 use handoff_abi::{
     AbiVersion, ApicId, Clock, Console, Cpu, Domain, DomainId, Ecam, Envelope, Extent, FRAME_SIZE,
     Features, Firmware, Function, InterruptHandle, InterruptTarget, Memory, Owner, PartitionId,
-    PciFunction, PhysAddr, PhysRange, Platform, RequesterId, Writer, kind, purpose, resource,
-    state,
+    PciFunction, PhysAddr, PhysRange, Platform, RequesterId, Writer, purpose, resource, state,
 };
 use iommu::vtd::{self, Pending};
 use partition_core::cpu::StartState;
@@ -17,7 +16,6 @@ use partition_core::image::{Access as ImageAccess, Image, WritePhys};
 use partition_core::plan::{Findings, Plan, plan};
 use partition_core::trampoline::{Timing, Trampoline};
 use partition_core::watch::Watch;
-use zerocopy::IntoBytes;
 
 use super::inventory::{Inventory, Wish};
 use super::kernel::{Failure, Kernel, Timer, copy_in, failure, page_of, zero};
@@ -643,7 +641,7 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<usize, Failure> {
         writer.critical(handle)?;
     }
     writer.critical(&launched.firmware)?;
-    writer.append(kind::VTD_UNIT, 1, state.as_bytes())?;
+    writer.critical(&state)?;
     writer.critical(&kernel.workload)?;
     writer.critical(&Domain {
         domain: launched.domain,

@@ -5,12 +5,11 @@ use alloc::vec::Vec;
 use acpi_capture::Capture;
 use handoff_abi::{
     Envelope, Features, Handoff, InterruptTarget, Owner, PartitionId, PciFunction, PhysAddr,
-    PhysRange, RequesterId, Writer, kind, resource,
+    PhysRange, RequesterId, VtdUnit, Writer, resource,
 };
 use iommu::Reach;
 use iommu::vtd::{self, Unit};
 use partition_core::ledger::{LedgerView, Steward};
-use zerocopy::{FromBytes, IntoBytes};
 
 use super::inventory::Topology;
 use super::kernel::{DMA_FLOOR, Failure, Kernel, Timer, copy_in, copy_out, failure, unit_parts};
@@ -36,10 +35,7 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
     let handoff = Handoff::parse(&copy, at, &kernel.config.speaks)?;
     kernel.swaps = serving::swaps();
     let record = handoff
-        .raw_records()
-        .find(|record| record.header.kind == kind::VTD_UNIT)
-        .and_then(|record| vtd::State::read_from_prefix(record.payload).ok())
-        .map(|(state, _)| state)
+        .first::<VtdUnit>()
         .ok_or_else(|| failure!("the handoff has no record of the remapping unit"))?;
     // SAFETY: the window maps the baton.
     let bytes = unsafe { copy_out(kernel.baton.capture) };
@@ -146,7 +142,7 @@ pub fn write_return(kernel: &mut Kernel, next: PartitionId) -> Result<(), Failur
             swaps: kernel.swaps,
         },
     )?;
-    writer.append(kind::VTD_UNIT, 1, state.as_bytes())?;
+    writer.critical(&state)?;
     let blob = writer.finish();
     // SAFETY: the place is the reader's part of the handoff extent; it reads it after the commit.
     unsafe { copy_in(at, blob) };
