@@ -126,6 +126,12 @@ pub(crate) fn run(
     if mutants.is_empty() {
         return Err(Error::NoMutants);
     }
+    let base = root.join("target/mutants");
+    fs::create_dir_all(&base).map_err(at(&base))?;
+    // Two runs in one place would judge each other's mutants.
+    let path = base.join("lock");
+    let lock = fs::File::create(&path).map_err(at(&path))?;
+    lock.lock().map_err(at(&path))?;
     let workspace = Workspace::copy(root)?;
     match workspace.test()? {
         Verdict::Survived => {}
@@ -270,8 +276,11 @@ impl Workspace {
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
             .env("PROPTEST_CASES", CASES)
-            // A failing case of a mutant is nobody's regression.
-            .env("PROPTEST_FAILURE_PERSISTENCE", "off")
+            // The same cases each time, so that the verdicts repeat.
+            .env("PROPTEST_RNG_SEED", "1")
+            // A failing case of a mutant is nobody's regression, and need not be small.
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
+            .env("PROPTEST_MAX_SHRINK_ITERS", "0")
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null());
         command

@@ -202,11 +202,16 @@ fn power_on(drawing: &mut Drawing, report: &Report, y: &mut f64) {
             "",
         );
     }
-    for (kernel, from) in served {
+    for (number, (kernel, from)) in served.iter().enumerate() {
         let x = scale.at(*from);
+        let next = served
+            .get(number + 1)
+            .map_or(MARGIN + INNER, |next| scale.at(next.1));
         drawing.line((x, top), (x, top + height), "#374151", 1.0);
         let style = TEXT.sized(12.0).bold().in_colour(colour(kernel));
-        drawing.text(x + 4.0, top + 12.0, style, name(kernel));
+        if svg::text_width(name(kernel), 12.0) + 6.0 < next - x {
+            drawing.text(x + 4.0, top + 12.0, style, name(kernel));
+        }
     }
     let seconds = length / 1_000_000_000;
     let step = usize::try_from(marks(seconds)).unwrap_or(1);

@@ -16,6 +16,9 @@ use super::{Attempt, Fence, LoadSums, Rate, Report, Swap, sources};
 /// How long after the new kernel says it serves the client may still notice.
 const AFTERWARDS: u64 = 500_000_000;
 
+/// The most memory that a new prime may not get, beyond the firmware's.
+const MOST_LEFT_BEHIND: u64 = 1 << 20;
+
 /// The interval in which answers are counted for the picture.
 const RATE_INTERVAL: u64 = 50_000_000;
 
@@ -315,6 +318,11 @@ fn judge(report: &Report, evidence: &Evidence) -> Vec<String> {
             format!("swap {number} moved the rings"),
         );
     }
+    let left = report.reclaimed.left_behind();
+    check(
+        left <= MOST_LEFT_BEHIND,
+        format!("{left} bytes beyond the firmware's were not reclaimed"),
+    );
     let fence = &report.fence;
     check(
         fence.blocked == fence.attempts,

@@ -223,6 +223,18 @@ pub(crate) struct Unreclaimed {
     pub(crate) why: String,
 }
 
+impl Reclaimed {
+    /// Bytes that are nobody's to use any more. The firmware's were never anybody's, and the
+    /// workload's are in service.
+    pub(crate) fn left_behind(&self) -> u64 {
+        self.unreclaimed
+            .iter()
+            .filter(|one| !matches!(one.what.as_str(), "firmware" | "workload"))
+            .map(|one| one.bytes)
+            .sum()
+    }
+}
+
 /// ABI versions of a kernel or of a pair.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Version {

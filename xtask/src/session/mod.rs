@@ -386,11 +386,11 @@ impl Session {
             swap.times.reclaimed = Some(nanoseconds(done.ended));
         }
         let told = format!(
-            "{} CPUs, {}, {} devices; {} left behind",
+            "{} CPUs, {}, {} devices; {} stay behind",
             reclaimed.cpus,
             bytes(reclaimed.bytes),
             reclaimed.devices,
-            bytes(reclaimed.unreclaimed.iter().map(|one| one.bytes).sum())
+            bytes(reclaimed.left_behind())
         );
         self.reclaimed = Some(reclaimed);
         Ok(told)

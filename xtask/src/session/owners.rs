@@ -28,6 +28,7 @@ pub(crate) fn phases(consoles: &[Vec<Line>]) -> Vec<Phase> {
             listing.take(console, event);
         }
     }
+    listing.name_the_rest();
     listing.phases
 }
 
@@ -87,6 +88,16 @@ impl Listing {
         }
         if let Some((_, place)) = self.open.get(&console) {
             self.phases[*place].owned.push(owned);
+        }
+    }
+
+    /// A partition may be listed on one console before its kernel says on the other who it is.
+    fn name_the_rest(&mut self) {
+        for owned in self.phases.iter_mut().flat_map(|phase| &mut phase.owned) {
+            let number = owned.owner.strip_prefix("partition ");
+            if let Some(name) = number.and_then(|number| self.names.get(number)) {
+                owned.owner.clone_from(name);
+            }
         }
     }
 
@@ -190,6 +201,15 @@ mod tests {
         assert_eq!(found[0].owned[2].id, "03:02.1");
         assert_eq!(found[1].owned[0].owner, "beta");
         assert_eq!(found[2].owned[0].owner, "partition 3");
+    }
+
+    #[test]
+    fn a_partition_that_says_later_who_it_is_is_named_too() {
+        let said = said(&[
+            "@owner phase=launched kind=cpu base=0x2 length=0x1 owner=partition-2",
+            "@up kernel=beta partition=2",
+        ]);
+        assert_eq!(phases(&[said])[0].owned[0].owner, "beta");
     }
 
     #[test]
