@@ -62,7 +62,7 @@ fn one(drawing: &mut Drawing, swap: &Swap, longest: u64, y: &mut f64) {
         title.in_colour(colour(&swap.from)),
         &swap.from,
     );
-    let arrow = x + 82.0;
+    let arrow = x + 88.0;
     drawing.line(
         (arrow, top + 21.0),
         (arrow + 16.0, top + 21.0),
