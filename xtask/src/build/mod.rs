@@ -5,6 +5,7 @@
 //! built with other flags beside each other.
 
 mod broken;
+pub(crate) mod elf;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -66,6 +67,14 @@ pub(crate) struct Images {
     pub(crate) first: PathBuf,
     /// The archive with all images, whole and broken.
     pub(crate) modules: PathBuf,
+}
+
+impl Images {
+    /// The whole image called `name`.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.first.with_file_name(name);
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
 }
 
 /// Builds kernels and the archive. The first recipe is that of the kernel that boots first.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
-use crate::build::{Broken, Images};
+use crate::build::{Broken, Images, elf};
 use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
 use crate::machine::{Iommu, Machine, MachineOptions, TRACE_MMIO, kill_all};
@@ -68,6 +68,13 @@ pub(super) const ALL: &[Scenario] = &[
         long: false,
         limit: 120,
         work: stay,
+    },
+    Scenario {
+        name: "no-library-in-service",
+        about: "a second of service after a swap executes nothing of the libraries",
+        long: false,
+        limit: 120,
+        work: no_library_in_service,
     },
     Scenario {
         name: "successor-hangs",
@@ -356,6 +363,57 @@ fn stay(context: &Context) -> Result<()> {
     let served = served(&unharmed(session)?);
     ensure!(served == "aba", "the clients were served by {served}");
     Ok(())
+}
+
+/// Every block of the libraries' code that beta executes is logged: some while it looks at a plan,
+/// none while it only serves.
+fn no_library_in_service(context: &Context) -> Result<()> {
+    let library = elf::section(&context.images.read("beta.elf")?, ".text.baton")?;
+    let mut options = context.machine();
+    let length = library.end - library.start;
+    options.extra = vec![
+        "-dfilter".to_owned(),
+        format!("{:#x}+{length:#x}", library.start),
+    ];
+    let mut session = context.boot("machine", &options, 7)?;
+    session.launch("beta.elf")?;
+    session.hand_over(Manner::Retire, false)?;
+    session.reclaim()?;
+    let planning = executed(&mut session, |session| session.dry_run().map(drop))?;
+    ensure!(
+        planning > 0,
+        "not even a plan executes library code: the log is blind"
+    );
+    let serving = executed(&mut session, |session| {
+        thread::sleep(Duration::from_secs(1));
+        session.load.wait_answers(500, Duration::from_secs(20))
+    })?;
+    ensure!(
+        serving == 0,
+        "{serving} blocks of library code were executed while serving"
+    );
+    unharmed(session).map(drop)
+}
+
+/// How many blocks of code inside of the filter are executed during `what`.
+fn executed(session: &mut Session, what: impl FnOnce(&mut Session) -> Result<()>) -> Result<usize> {
+    // Without chains between blocks each one comes by the log. The trace stays on: it is the log too.
+    const TRACED: &str = "guest_errors,trace:virtio_set_status";
+    let count = |session: &Session| -> Result<usize> {
+        let log = fs::read(session.machine.files().trace())?;
+        Ok(log
+            .split(|&byte| byte == b'\n')
+            .filter(|line| line.starts_with(b"Trace "))
+            .count())
+    };
+    let before = count(session)?;
+    session
+        .machine
+        .qmp
+        .monitor(&format!("log exec,nochain,{TRACED}"))?;
+    what(session)?;
+    session.machine.qmp.monitor(&format!("log {TRACED}"))?;
+    Ok(count(session)? - before)
 }
 
 /// Launches successors that go wrong, one after the other, and then one that does not.

@@ -51,7 +51,15 @@ pub fn run() {
         owners(&kernel, "now");
     }
     while role(apic_id()) == Role::Control {
-        kernel.status.beat();
+        // A kernel that is alone has nobody to show that it lives, and runs without the libraries.
+        if handover::peers(&kernel)
+            .into_iter()
+            .flatten()
+            .next()
+            .is_some()
+        {
+            kernel.status.beat();
+        }
         follow(&mut kernel);
         if let Some(line) = console::read_line() {
             command(&mut kernel, line.trim());
