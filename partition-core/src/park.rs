@@ -9,7 +9,7 @@
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use handoff_abi::{ApicId, FRAME_SIZE, PhysAddr, PhysRange};
@@ -52,10 +52,9 @@ pub mod slot_state {
 #[derive(Debug)]
 #[repr(C, align(256))]
 pub struct ParkSlot {
-    /// One of [`slot_state`].
-    pub state: AtomicU32,
-    /// The processor's APIC id.
-    pub apic_id: AtomicU32,
+    /// One of [`slot_state`] in the lower half, which the area's code reads and writes as 32 bits,
+    /// and the processor's APIC id in the upper: who has the slot is decided by one store.
+    word: AtomicU64,
     /// Where it is to go on.
     pub entry: AtomicU64,
     /// With which CR3.
@@ -74,7 +73,7 @@ pub struct ParkSlot {
 
 const _: () = {
     assert!(size_of::<ParkSlot>() == SLOT_BYTES as usize);
-    assert!(offset_of!(ParkSlot, state) == 0);
+    assert!(offset_of!(ParkSlot, word) == 0);
     assert!(offset_of!(ParkSlot, entry) == 8);
     assert!(offset_of!(ParkSlot, page_table) == 16);
     assert!(offset_of!(ParkSlot, stack) == 24);
@@ -83,6 +82,52 @@ const _: () = {
     assert!(offset_of!(ParkSlot, machine_check_count) == 44);
     assert!(IDT_OFFSET + IDT_VECTORS * 16 <= FRAME_SIZE as usize);
 };
+
+impl ParkSlot {
+    const fn pack(cpu: ApicId, state: u32) -> u64 {
+        (cpu.0 as u64) << 32 | state as u64
+    }
+
+    fn read(&self) -> (ApicId, u32) {
+        let word = self.word.load(Acquire);
+        (ApicId((word >> 32) as u32), word as u32)
+    }
+
+    /// One step of a processor's slot; `Err` is what was found instead.
+    fn step(&self, cpu: ApicId, from: u32, to: u32) -> Result<(), u32> {
+        let (from, to) = (Self::pack(cpu, from), Self::pack(cpu, to));
+        self.word
+            .compare_exchange(from, to, AcqRel, Acquire)
+            .map(drop)
+            .map_err(|found| found as u32)
+    }
+
+    /// Takes an empty slot for a processor; whether it was still empty.
+    fn take(&self, cpu: ApicId) -> bool {
+        let word = self.word.load(Acquire);
+        word as u32 == slot_state::EMPTY
+            && self
+                .word
+                .compare_exchange(word, Self::pack(cpu, slot_state::ARRIVING), AcqRel, Acquire)
+                .is_ok()
+    }
+
+    /// As the processor itself says how far it is.
+    #[cfg(test)]
+    pub(crate) fn say(&self, state: u32) {
+        let (cpu, _) = self.read();
+        self.word.store(
+            Self::pack(cpu, state),
+            core::sync::atomic::Ordering::Release,
+        );
+    }
+
+    /// One of [`slot_state`].
+    #[must_use]
+    pub fn state(&self) -> u32 {
+        self.read().1
+    }
+}
 
 /// Why a park area was refused, or a processor did not do what was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,16 +247,15 @@ impl<'a> ParkArea<'a> {
 
     fn find(&self, cpu: ApicId) -> Option<usize> {
         self.slots.iter().position(|slot| {
-            slot.state.load(Acquire) != slot_state::EMPTY && slot.apic_id.load(Relaxed) == cpu.0
+            let (found, state) = slot.read();
+            state != slot_state::EMPTY && found == cpu
         })
     }
 
     /// Every processor in the area, and the state of its slot.
     pub fn processors(&self) -> impl Iterator<Item = (ApicId, u32)> + use<'a> {
-        self.slots.iter().filter_map(|slot| {
-            let state = slot.state.load(Acquire);
-            (state != slot_state::EMPTY).then(|| (ApicId(slot.apic_id.load(Relaxed)), state))
-        })
+        let all = self.slots.iter().map(ParkSlot::read);
+        all.filter(|&(_, state)| state != slot_state::EMPTY)
     }
 
     /// The slot of a processor, to read its counts.
@@ -230,32 +274,19 @@ impl<'a> ParkArea<'a> {
     /// # Errors
     /// Where the area is full, or the processor is in it.
     pub fn expect(&self, cpu: ApicId) -> Result<StartState, ParkError> {
-        let index = match self.find(cpu) {
-            Some(index) => index,
-            None => self
-                .slots
-                .iter()
-                .position(|slot| slot.state.load(Acquire) == slot_state::EMPTY)
-                .ok_or(ParkError::Full)?,
-        };
-        let slot = self.slots.get(index).ok_or(ParkError::Full)?;
-        let found = slot.state.load(Acquire);
-        if !matches!(found, slot_state::EMPTY | slot_state::LEFT) {
-            return Err(ParkError::State { cpu, found });
+        if let Some(index) = self.find(cpu) {
+            let slot = self.slots.get(index).ok_or(ParkError::Full)?;
+            return slot
+                .step(cpu, slot_state::LEFT, slot_state::ARRIVING)
+                .map(|()| self.start_state(index))
+                .map_err(|found| ParkError::State { cpu, found });
         }
-        // Two processors may look for a slot at the same time: the one that changes it has it.
-        if slot
-            .state
-            .compare_exchange(found, slot_state::ARRIVING, AcqRel, Acquire)
-            .is_err()
-        {
-            return Err(ParkError::State {
-                cpu,
-                found: slot.state.load(Acquire),
-            });
-        }
-        slot.apic_id.store(cpu.0, Release);
-        Ok(self.start_state(index))
+        // Others may come at the same time: whoever changes a slot has it.
+        self.slots
+            .iter()
+            .position(|slot| slot.take(cpu))
+            .map(|index| self.start_state(index))
+            .ok_or(ParkError::Full)
     }
 
     fn start_state(&self, index: usize) -> StartState {
@@ -271,21 +302,16 @@ impl<'a> ParkArea<'a> {
     /// Forgets that a processor was expected which cannot come any more.
     pub fn give_up(&self, cpu: ApicId) {
         if let Some(slot) = self.slot(cpu) {
-            let _ = slot.state.compare_exchange(
-                slot_state::ARRIVING,
-                slot_state::EMPTY,
-                AcqRel,
-                Acquire,
-            );
+            // In any other state it did come.
+            let _ = slot.step(cpu, slot_state::ARRIVING, slot_state::EMPTY);
         }
     }
 
     /// Notes that a processor is about to be started by INIT: from now on its slot proves nothing.
     pub(crate) fn forget(&self, cpu: ApicId) {
         if let Some(slot) = self.slot(cpu) {
-            let _ =
-                slot.state
-                    .compare_exchange(slot_state::PARKED, slot_state::LEFT, AcqRel, Acquire);
+            // In any other state it proves nothing anyway.
+            let _ = slot.step(cpu, slot_state::PARKED, slot_state::LEFT);
         }
     }
 
@@ -312,9 +338,7 @@ impl<'a> ParkArea<'a> {
     ) -> Result<(), ParkError> {
         deadline.start(microseconds);
         loop {
-            let found = self
-                .slot(cpu)
-                .map_or(slot_state::EMPTY, |slot| slot.state.load(Acquire));
+            let found = self.slot(cpu).map_or(slot_state::EMPTY, ParkSlot::state);
             if found == wanted {
                 return Ok(());
             }
@@ -342,7 +366,7 @@ impl<'a> ParkArea<'a> {
         deadline: &mut impl Deadline,
     ) -> Result<(), ParkError> {
         let slot = self.slot(cpu).ok_or(ParkError::NotThere(cpu))?;
-        let found = slot.state.load(Acquire);
+        let found = slot.state();
         if found != slot_state::PARKED {
             return Err(ParkError::State { cpu, found });
         }
@@ -350,8 +374,7 @@ impl<'a> ParkArea<'a> {
         slot.page_table.store(state.page_table, Relaxed);
         slot.stack.store(state.stack, Relaxed);
         slot.argument.store(state.argument, Relaxed);
-        slot.state
-            .compare_exchange(slot_state::PARKED, slot_state::CLAIMED, AcqRel, Acquire)
+        slot.step(cpu, slot_state::PARKED, slot_state::CLAIMED)
             .map_err(|found| ParkError::State { cpu, found })?;
         ipi.nmi(cpu);
         self.wait(cpu, slot_state::LEFT, microseconds, deadline)
@@ -565,6 +588,9 @@ mod arch {
 
 #[cfg(test)]
 mod tests {
+    use std::boxed::Box;
+    use std::vec::Vec;
+
     use super::*;
 
     const BASE: PhysAddr = PhysAddr(0x1_0000 * 0x123);
@@ -633,5 +659,33 @@ mod tests {
         park.give_up(ApicId(3));
         assert!(park.expect(ApicId(64)).is_ok());
         assert_eq!(park.expect(ApicId(3)), Err(ParkError::Full));
+    }
+
+    #[test]
+    fn processors_that_come_at_the_same_time_each_get_a_slot() {
+        const PROCESSORS: u32 = 4;
+        let mut area = Box::new(Area([0; LENGTH as usize]));
+        for round in 0..1_000 {
+            let mapped = NonNull::from(&mut area.0).cast();
+            // SAFETY: the array is as long as the area and nobody else's.
+            let park = unsafe { ParkArea::install(mapped, BASE) }.unwrap();
+            let ready = AtomicU32::new(0);
+            std::thread::scope(|scope| {
+                for cpu in 0..PROCESSORS {
+                    let ready = &ready;
+                    scope.spawn(move || {
+                        ready.fetch_add(1, AcqRel);
+                        // Spinning, so that all of them go on in the same moment.
+                        while ready.load(Acquire) < PROCESSORS {
+                            std::thread::yield_now();
+                        }
+                        assert!(park.expect(ApicId(cpu)).is_ok(), "{cpu} in round {round}");
+                    });
+                }
+            });
+            let mut cpus: Vec<_> = park.processors().map(|(cpu, _)| cpu.0).collect();
+            cpus.sort_unstable();
+            assert_eq!(cpus, [0, 1, 2, 3]);
+        }
     }
 }

@@ -32,6 +32,7 @@ struct Parameters {
     argument: AtomicU64,
     nonce: AtomicU64,
     answer: AtomicU64,
+    receipt: AtomicU64,
 }
 
 const _: () = {
@@ -41,6 +42,7 @@ const _: () = {
     assert!(offset_of!(Parameters, argument) == 24);
     assert!(offset_of!(Parameters, nonce) == 32);
     assert!(offset_of!(Parameters, answer) == 40);
+    assert!(offset_of!(Parameters, receipt) == 48);
     assert!(PARAMETERS_OFFSET + size_of::<Parameters>() <= FRAME_SIZE as usize);
 };
 
@@ -204,6 +206,7 @@ impl<'a> Trampoline<'a> {
         parameters.entry.store(state.entry, Relaxed);
         parameters.stack.store(state.stack, Relaxed);
         parameters.argument.store(state.argument, Relaxed);
+        parameters.receipt.store(0, Relaxed);
         // What the page held before counts for nothing.
         parameters.answer.store(nonce.wrapping_sub(1), Relaxed);
         parameters.nonce.store(nonce, Release);
@@ -228,6 +231,14 @@ impl<'a> Trampoline<'a> {
             return Ok(());
         }
         Err(StartError::Timeout(cpu))
+    }
+
+    /// The word whose address the processor that was started last has in RSI: zero until it stores
+    /// there. It is all that a successor can say that cannot read its handoff, and so knows of no
+    /// other place; see [`Watch::with_receipt`](crate::watch::Watch::with_receipt).
+    #[must_use]
+    pub const fn receipt(&self) -> &'a AtomicU64 {
+        &self.parameters.receipt
     }
 
     /// Takes a processor away from whatever it executes: INIT and start-up, and through this page
@@ -321,6 +332,7 @@ mod arch {
         "movq 8(%rbx), %rax",
         "movq 16(%rbx), %rsp",
         "movq 24(%rbx), %rdi",
+        "leaq 48(%rbx), %rsi",
         "movq 32(%rbx), %rcx",
         // After this store the page may be used for the next processor: nothing more is read.
         "movq %rcx, 40(%rbx)",
@@ -479,6 +491,16 @@ mod tests {
     }
 
     #[test]
+    fn a_receipt_of_an_earlier_start_is_gone() {
+        with(1, |trampoline, park, model| {
+            model.word(48).store(7, Relaxed);
+            assert_eq!(trampoline.receipt().load(Relaxed), 7);
+            assert_eq!(start(trampoline, CPU, &STATE, park, model), Ok(()));
+            assert_eq!(trampoline.receipt().load(Relaxed), 0);
+        });
+    }
+
+    #[test]
     fn an_arrival_is_not_missed_where_the_page_was_used_again_meanwhile() {
         with(1, |trampoline, park, model| {
             model.later = 1;
@@ -515,7 +537,7 @@ mod tests {
         with(1, |trampoline, park, model| {
             park.expect(CPU).unwrap();
             let slot = park.slot(CPU).unwrap();
-            slot.state.store(slot_state::PARKED, Release);
+            slot.say(slot_state::PARKED);
             assert!(park.confirm(CPU, 1, &mut Looks(0)).is_ok());
             start(trampoline, CPU, &STATE, park, model).unwrap();
             let found = slot_state::LEFT;

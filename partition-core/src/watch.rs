@@ -1,10 +1,16 @@
 //! Watching a partition that is being brought up, and saying how far one is oneself.
 
 use core::fmt;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use handoff_abi::{AbiVersion, Exchange, Features, PartitionId, PartitionStatus, state};
+use handoff_abi::{
+    AbiVersion, ApicId, Exchange, Features, Header, Owner, PartitionId, PartitionStatus, resource,
+    state,
+};
 use iommu::Deadline;
+
+use crate::ledger::LedgerView;
 
 const IN_USE: u32 = 0x1_0000;
 
@@ -26,6 +32,11 @@ pub enum WatchError {
         reason: u32,
         /// More of it.
         detail: u64,
+    },
+    /// It was started and refused what it was given; its receipt says so.
+    Refused {
+        /// The kernel's own number for why.
+        reason: u64,
     },
     /// It left the order of states: it is not what was launched, or it writes nonsense.
     Order {
@@ -67,6 +78,9 @@ impl fmt::Display for WatchError {
             Self::Failed { reason, detail } => {
                 write!(f, "it gave up: reason {reason}, detail {detail:#x}")
             }
+            Self::Refused { reason } => {
+                write!(f, "it refused what it was given: reason {reason}")
+            }
             Self::Order { from, to } => write!(f, "it went from state {from} to state {to}"),
             Self::Stranger { found } => write!(f, "its place in the exchange says {found:#x}"),
             Self::Version { found } => write!(f, "it speaks version {found}"),
@@ -90,6 +104,87 @@ const fn may_be_seen_after(from: u32, to: u32) -> bool {
     }
 }
 
+/// Why a handoff that reads well is not for the processor that reads it, or not for now. Nothing has
+/// been touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum ArrivalError {
+    /// Who wrote it is not the steward.
+    Writer {
+        /// Who it says wrote it.
+        stated: PartitionId,
+        /// Who is the steward.
+        steward: PartitionId,
+    },
+    /// It was written under another stewardship.
+    Epoch {
+        /// The epoch it states.
+        stated: u64,
+        /// The ledger's.
+        ledger: u64,
+    },
+    /// The processor that reads it is not the reader's.
+    Reader {
+        /// Who it says it is for.
+        stated: PartitionId,
+        /// The processor.
+        cpu: ApicId,
+        /// Who owns the processor; `None` where the ledger has no such processor.
+        owner: Option<Owner>,
+    },
+    /// The reader's place in the exchange was not prepared for it.
+    Place {
+        /// Who it says it is for.
+        stated: PartitionId,
+        /// What the place says.
+        found: u32,
+        /// The state it is in.
+        state: u32,
+    },
+}
+
+impl fmt::Display for ArrivalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Writer { stated, steward } => write!(
+                f,
+                "handoff was written by partition {stated}, and the steward is partition {steward}"
+            ),
+            Self::Epoch { stated, ledger } => write!(
+                f,
+                "handoff was written in epoch {stated}, and the ledger is in epoch {ledger}"
+            ),
+            Self::Reader {
+                stated,
+                cpu,
+                owner: Some(owner),
+            } => write!(
+                f,
+                "handoff is for partition {stated}, and processor {cpu} belongs to {owner}"
+            ),
+            Self::Reader {
+                stated,
+                cpu,
+                owner: None,
+            } => write!(
+                f,
+                "handoff is for partition {stated}, and processor {cpu} is in no ledger"
+            ),
+            Self::Place {
+                stated,
+                found,
+                state,
+            } => write!(
+                f,
+                "handoff is for partition {stated}, whose place says {found:#x} in state {state}"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ArrivalError {}
+
 /// One's own status: every state and heartbeat that others see is written through this.
 #[derive(Debug)]
 pub struct OwnStatus<'a> {
@@ -97,8 +192,55 @@ pub struct OwnStatus<'a> {
 }
 
 impl<'a> OwnStatus<'a> {
-    /// Takes the place of `me`, which the steward prepared or which, for the very first kernel, is
-    /// still empty.
+    /// Takes the place of a partition that was launched, on its first processor `cpu`, after its
+    /// handoff was read: where the header agrees with what the ledger and the exchange say. They
+    /// are the steward's, so a stale handoff and one for somebody else are told apart from one's
+    /// own before anything is written.
+    ///
+    /// # Errors
+    /// What does not agree.
+    pub fn arrive(
+        exchange: &'a Exchange,
+        ledger: LedgerView<'_>,
+        header: &Header,
+        cpu: ApicId,
+    ) -> Result<Self, ArrivalError> {
+        let (stated, steward) = (header.writer, ledger.steward());
+        if stated != steward {
+            return Err(ArrivalError::Writer { stated, steward });
+        }
+        let (stated, epoch) = (header.epoch, u64::from(ledger.stewardship().epoch));
+        if stated != epoch {
+            return Err(ArrivalError::Epoch {
+                stated,
+                ledger: epoch,
+            });
+        }
+        let stated = header.reader;
+        let owner = ledger
+            .find(resource::CPU, cpu.0.into(), 1)
+            .map(|entry| entry.word.owner);
+        if owner != Some(Owner::Partition(stated)) {
+            return Err(ArrivalError::Reader { stated, cpu, owner });
+        }
+        let status = exchange.status.get(Exchange::place(stated));
+        let (found, state) = status.map_or((0, state::EMPTY), |status| {
+            (status.partition.load(Acquire), status.state.load(Acquire))
+        });
+        match status {
+            Some(status) if found == IN_USE | u32::from(stated.0) && state == state::LAUNCHED => {
+                Ok(Self { status })
+            }
+            _ => Err(ArrivalError::Place {
+                stated,
+                found,
+                state,
+            }),
+        }
+    }
+
+    /// Takes the place of `me` without asking: for the very first kernel, whose place is still
+    /// empty, and for a partition that has [arrived](Self::arrive).
     #[must_use]
     pub fn new(exchange: &'a Exchange, me: PartitionId) -> Option<Self> {
         let status = exchange.status.get(Exchange::place(me))?;
@@ -144,6 +286,7 @@ pub struct Watch<'a> {
     status: &'a PartitionStatus,
     partition: PartitionId,
     last: u32,
+    receipt: Option<&'a AtomicU64>,
 }
 
 impl<'a> Watch<'a> {
@@ -174,7 +317,19 @@ impl<'a> Watch<'a> {
             status,
             partition,
             last: state::LAUNCHED,
+            receipt: None,
         })
+    }
+
+    /// Watches the receipt of the trampoline that the partition is started by as well
+    /// ([`Trampoline::receipt`](crate::trampoline::Trampoline::receipt)): a successor that cannot
+    /// read its handoff knows of no exchange, and stores its reason there.
+    #[must_use]
+    pub const fn with_receipt(self, receipt: &'a AtomicU64) -> Self {
+        Self {
+            receipt: Some(receipt),
+            ..self
+        }
     }
 
     /// Watches a partition that lives already.
@@ -185,6 +340,7 @@ impl<'a> Watch<'a> {
             status,
             partition,
             last: status.state.load(Acquire),
+            receipt: None,
         })
     }
 
@@ -197,8 +353,12 @@ impl<'a> Watch<'a> {
     /// Looks once. The order of states is in `docs/swap.md`.
     ///
     /// # Errors
-    /// Where it failed, or claims a state that cannot follow.
+    /// Where it failed or refused, or claims a state that cannot follow.
     pub fn look(&mut self) -> Result<u32, WatchError> {
+        let receipt = self.receipt.map_or(0, |receipt| receipt.load(Acquire));
+        if receipt != 0 {
+            return Err(WatchError::Refused { reason: receipt });
+        }
         let found = self.status.partition.load(Acquire);
         if found != IN_USE | u32::from(self.partition.0) {
             return Err(WatchError::Stranger { found });
@@ -220,7 +380,8 @@ impl<'a> Watch<'a> {
         Ok(now)
     }
 
-    /// Waits until the partition is in state `wanted`.
+    /// Waits until the partition is in state `wanted`, or, on the way up to [`state::READY`], past
+    /// it: states that follow each other quickly may be missed.
     ///
     /// # Errors
     /// Where it is not, in time.
@@ -234,7 +395,7 @@ impl<'a> Watch<'a> {
         deadline.start(microseconds);
         loop {
             let reached = self.look()?;
-            if reached == wanted {
+            if reached == wanted || (reached > wanted && reached <= state::READY) {
                 return Ok(());
             }
             if deadline.expired() {

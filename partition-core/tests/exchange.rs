@@ -1,10 +1,12 @@
 //! Mailboxes and status between two partitions of which one may write anything.
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
 
 use handoff_abi::*;
 use iommu::Deadline;
+use partition_core::ledger::{LedgerView, Steward};
 use partition_core::mailbox::*;
 use partition_core::watch::*;
 use proptest::prelude::*;
@@ -113,6 +115,163 @@ fn a_partition_that_comes_up_is_followed() {
             found: AbiVersion::V0_1
         })
     );
+}
+
+#[test]
+fn a_state_that_was_missed_on_the_way_up_was_reached() {
+    let exchange = Exchange::default();
+    let own = OwnStatus::new(&exchange, NEXT).unwrap();
+    for reached in [state::NEGOTIATED, state::READY] {
+        let mut watch = Watch::prepare(&exchange, NEXT).unwrap();
+        own.enter(reached, 0);
+        assert_eq!(watch.wait(state::ENTERED, 1, &mut Looks(0)), Ok(()));
+    }
+    // Who serves is past being ready, and no hand-over is waited for by looking for less.
+    own.enter(state::SERVING, 0);
+    let mut watch = Watch::join(&exchange, NEXT).unwrap();
+    assert!(watch.wait(state::READY, 1, &mut Looks(0)).is_err());
+}
+
+#[test]
+fn a_refusal_on_the_receipt_is_noticed_at_once() {
+    let exchange = Exchange::default();
+    let receipt = AtomicU64::new(0);
+    let mut watch = Watch::prepare(&exchange, NEXT)
+        .unwrap()
+        .with_receipt(&receipt);
+    assert_eq!(watch.look(), Ok(state::LAUNCHED));
+    receipt.store(3, SeqCst);
+    let refused = Err(WatchError::Refused { reason: 3 });
+    assert_eq!(watch.wait(state::ENTERED, 1_000, &mut Looks(0)), refused);
+}
+
+/// A ledger in which NEXT has processor 2, and a place that is prepared for it.
+fn launched(test: impl FnOnce(&Ledger, &Exchange, Header)) {
+    let ledger = new_ledger();
+    let mut steward = Steward::format(&ledger, PRIME);
+    for (cpu, owner) in [(0, PRIME), (2, NEXT)] {
+        let owner = Owner::Partition(owner);
+        steward.add(resource::CPU, cpu, 1, owner).unwrap();
+    }
+    let exchange = Exchange::default();
+    OwnStatus::new(&exchange, PRIME).unwrap();
+    Watch::prepare(&exchange, NEXT).unwrap();
+    let mut buffer = [0; 128];
+    let written = Writer::new(
+        &mut buffer,
+        Envelope {
+            version: AbiVersion::V0_2,
+            self_address: PhysAddr(0x1000),
+            features: Features::empty(),
+            required: Features::empty(),
+            epoch: 1,
+            writer: PRIME,
+            reader: NEXT,
+            swaps: 0,
+        },
+    )
+    .unwrap()
+    .finish();
+    let speaks = Speaks {
+        newest: AbiVersion::V0_2,
+        oldest: AbiVersion::V0_1,
+        features: Features::empty(),
+    };
+    let handoff = Handoff::parse(written, PhysAddr(0x1000), &speaks).unwrap();
+    test(&ledger, &exchange, *handoff.header());
+}
+
+fn new_ledger() -> Box<Ledger> {
+    Box::new(Ledger {
+        magic: 0.into(),
+        stewardship: 0.into(),
+        used: 0.into(),
+        reserved: Default::default(),
+        slots: std::array::from_fn(|_| LedgerSlot::default()),
+    })
+}
+
+#[test]
+fn who_arrives_with_the_right_handoff_takes_its_place_and_writes_nothing_yet() {
+    launched(|ledger, exchange, header| {
+        let view = LedgerView::new(ledger).unwrap();
+        let own = OwnStatus::arrive(exchange, view, &header, ApicId(2)).unwrap();
+        assert_eq!(own.state(), state::LAUNCHED);
+        own.enter(state::ENTERED, 0);
+        // Nobody arrives twice.
+        assert_eq!(
+            OwnStatus::arrive(exchange, view, &header, ApicId(2)).unwrap_err(),
+            ArrivalError::Place {
+                stated: NEXT,
+                found: 0x1_0002,
+                state: state::ENTERED
+            }
+        );
+    });
+}
+
+#[test]
+fn a_handoff_of_another_time_or_for_another_reader_is_refused() {
+    let stranger = PartitionId(0x77);
+    type Change = fn(&mut Header);
+    let cases: [(Change, u32, ArrivalError); 5] = [
+        (
+            |header| header.writer = PartitionId(0x77),
+            2,
+            ArrivalError::Writer {
+                stated: stranger,
+                steward: PRIME,
+            },
+        ),
+        (
+            |header| header.epoch += 1 << 20,
+            2,
+            ArrivalError::Epoch {
+                stated: 1 + (1 << 20),
+                ledger: 1,
+            },
+        ),
+        (
+            |header| header.reader = PRIME,
+            2,
+            ArrivalError::Reader {
+                stated: PRIME,
+                cpu: ApicId(2),
+                owner: Some(Owner::Partition(NEXT)),
+            },
+        ),
+        (
+            |_| (),
+            5,
+            ArrivalError::Reader {
+                stated: NEXT,
+                cpu: ApicId(5),
+                owner: None,
+            },
+        ),
+        // The prime's own processor reads a handoff for the prime, whose place lives.
+        (
+            |header| header.reader = PRIME,
+            0,
+            ArrivalError::Place {
+                stated: PRIME,
+                found: 0x1_0001,
+                state: state::EMPTY,
+            },
+        ),
+    ];
+    for (change, cpu, wanted) in cases {
+        launched(|ledger, exchange, mut header| {
+            change(&mut header);
+            let view = LedgerView::new(ledger).unwrap();
+            let refused = OwnStatus::arrive(exchange, view, &header, ApicId(cpu));
+            assert_eq!(refused.unwrap_err(), wanted);
+            assert_eq!(
+                exchange.status[Exchange::place(NEXT)].state.load(SeqCst),
+                state::LAUNCHED
+            );
+        });
+    }
 }
 
 #[test]

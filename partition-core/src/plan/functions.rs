@@ -173,7 +173,8 @@ impl<'a> Draft<'a> {
             return;
         };
         for other in self.machine.functions {
-            if other.intx == Some(line) && !self.request.asks_for(other.function) {
+            let uses = other.intx == Some(line) && !other.intx_disabled;
+            if uses && !self.request.asks_for(other.function) {
                 let reason = Reason::IntxShared {
                     function: entry.function,
                     culprit: other.function,

@@ -44,9 +44,10 @@ pub struct Cpu {
     pub is_bsp: bool,
     /// The prime executes on it and has not made it free.
     pub runs_prime: bool,
-    /// A digest of what CPUID reports. Processors with the same features have the same digest.
+    /// A digest of what CPUID reports. Processors with the same features have the same digest: see
+    /// [`CpuIdentity`](super::CpuIdentity), which has the core's number as well.
     pub features: u64,
-    /// The microcode update's revision, upper half of IA32_BIOS_SIGN_ID (section 11.11.7).
+    /// The microcode update's revision, in MSR 8Bh (section 11.11.7).
     pub microcode: u32,
     /// Who owns it.
     pub owner: Owner,
@@ -137,6 +138,9 @@ pub struct Function {
     /// The interrupt line that its INTx pin is routed to (a global system interrupt), where it has
     /// a pin.
     pub intx: Option<u32>,
+    /// It does not drive that line now: Interrupt Disable, bit 10 of its command register, is set.
+    /// A function that is given away can clear the bit; one that stays leaves it as it is.
+    pub intx_disabled: bool,
     /// How many message signalled interrupts it can have: MSI-X table size or MSI vectors.
     pub messages: u16,
     /// It only works with ATS on: a SATC entry with ATC_REQUIRED (VT-d section 8.8).

@@ -81,6 +81,7 @@ mod budget;
 mod cpus;
 mod findings;
 mod functions;
+mod identity;
 mod machine;
 mod memory;
 mod outcome;
@@ -92,6 +93,7 @@ use handoff_abi::{Exchange, Owner, PartitionId};
 use heapless::Vec;
 
 pub use findings::{Findings, List, Reason, Refused, Resource, Supply};
+pub use identity::CpuIdentity;
 pub use machine::{
     Budget, Buses, Cpu, EcamWindow, Function, FunctionKind, Machine, MemoryKind, MemoryRegion,
     PageSize, Reservation, Singleton, Unit, Window,

@@ -218,7 +218,7 @@ fn judge_function(
             let place = |f: &Function| (f.function.segment, f.function.requester.bus());
             ensure(place(entry) != place(other), "bus shared")?;
         }
-        if entry.intx.is_some() && entry.intx == other.intx {
+        if entry.intx.is_some() && entry.intx == other.intx && !other.intx_disabled {
             ensure(entry.messages > 0 && !ask.strict, "line shared")?;
         }
     }

@@ -202,6 +202,7 @@ fn functions(facts: &[Facts]) -> Vec<Function> {
             isolation,
             unit: Some(0),
             intx: None,
+            intx_disabled: false,
             messages: 4,
             ats_required: false,
             owner: PRIME,

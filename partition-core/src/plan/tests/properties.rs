@@ -150,17 +150,23 @@ fn pci() -> impl Strategy<Value = Vec<Function>> {
     let traits = (
         owner(),
         mostly(Some(0), vec![None, Some(1), Some(2)]),
-        mostly(None, vec![Some(20), Some(21)]),
+        (
+            mostly(None, vec![Some(20), Some(21)]),
+            prop::bool::weighted(0.3),
+        ),
         mostly(4, vec![0, 1]),
         prop::bool::weighted(0.03),
     );
     (any::<bool>(), list(traits, 14)).prop_map(|(acs, traits)| {
         let mut all = functions(&places(acs));
-        for (entry, (owner, unit, intx, messages, ats_required)) in all.iter_mut().zip(traits) {
+        for (entry, (owner, unit, (intx, intx_disabled), messages, ats_required)) in
+            all.iter_mut().zip(traits)
+        {
             *entry = Function {
                 owner,
                 unit,
                 intx,
+                intx_disabled,
                 messages,
                 ats_required,
                 ..*entry

@@ -351,3 +351,24 @@ fn a_culprit_is_named() {
         "function 0000:07:05.0 shares requester id 07:00.0 with function 0000:07:04.0, which stays behind"
     );
 }
+
+#[test]
+fn a_line_that_the_other_function_does_not_drive_is_not_shared() {
+    for (stays, given, shared) in [
+        (false, false, true),
+        (false, true, true),
+        (true, false, false),
+    ] {
+        let (mut world, mut ask) = (world(), ask());
+        ask.strict = false;
+        for (bus, disabled) in [(NET, given), (DISK, stays)] {
+            let entry = world.function(function(bus, 0, 0));
+            entry.intx = Some(20);
+            entry.intx_disabled = disabled;
+        }
+        let mut findings = Findings::new();
+        ask.plan(&world, &mut findings).unwrap();
+        let rules: Vec<_> = findings.warnings().iter().map(Reason::rule).collect();
+        assert_eq!(rules.contains(&"intx-shared"), shared, "{stays} {given}");
+    }
+}
