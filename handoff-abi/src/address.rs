@@ -32,7 +32,7 @@ impl PhysAddr {
     /// for any other `alignment`.
     #[must_use]
     pub const fn is_aligned_to(self, alignment: u64) -> bool {
-        alignment.is_power_of_two() && self.0 & (alignment - 1) == 0
+        alignment.is_power_of_two() && self.0 & alignment.wrapping_sub(1) == 0
     }
 }
 
@@ -119,7 +119,8 @@ impl PhysRange {
     /// The first byte after the range.
     #[must_use]
     pub const fn end(self) -> PhysAddr {
-        PhysAddr(self.base.0 + self.length)
+        // It does not wrap: that is what a value of this type proves.
+        PhysAddr(self.base.0.wrapping_add(self.length))
     }
 
     /// Whether the range has no byte.

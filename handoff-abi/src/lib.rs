@@ -1,6 +1,17 @@
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Every byte that is read here was written by another kernel.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
 #![doc = include_str!("../README.md")]
 
 #[cfg(test)]
@@ -25,11 +36,11 @@ pub use live::{
 };
 pub use read::{Handoff, HandoffError, MAX_LENGTH, RawRecord, stated_length};
 pub use records::{
-    Clock, Console, Cpu, Domain, Ecam, Extent, Firmware, Function, History, InterruptHandle,
-    Memory, Platform, Record, VtdDomain, VtdUnit, Workload, kind, purpose,
+    AmdViState, Clock, Console, Cpu, Domain, Ecam, Extent, Firmware, Function, History,
+    InterruptHandle, Memory, Platform, Record, VtdDomain, VtdUnit, Workload, kind, purpose,
 };
 pub use remapping::{
-    DeviceScope, InterruptMessage, InterruptTarget, PathHop, ReservedRegion, ScopeKind,
+    AmdViUnit, DeviceScope, InterruptMessage, InterruptTarget, PathHop, ReservedRegion, ScopeKind,
     UnitDescription, UnitKind,
 };
 pub use version::{AbiVersion, Features, Speaks};

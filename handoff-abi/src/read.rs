@@ -428,6 +428,7 @@ fn known_size(of: u32) -> Option<usize> {
         kind::HISTORY => size_of::<History>(),
         kind::DOMAIN => size_of::<Domain>(),
         kind::PLATFORM => size_of::<Platform>(),
+        kind::AMD_VI_UNIT => size_of::<AmdViState>(),
         _ => return None,
     })
 }

@@ -43,7 +43,7 @@ pub mod kind {
     pub const WORKLOAD_DEVICE: u32 = 0x101;
     /// Reserved: a unit that the embedder's own driver runs.
     pub const HOST_MANAGED_IOMMU: u32 = 0x102;
-    /// Reserved: an AMD-Vi unit that runs from the baton's tables.
+    /// [`AmdViState`](super::AmdViState): an AMD-Vi unit that runs from the baton's tables.
     pub const AMD_VI_UNIT: u32 = 0x103;
     /// Reserved: what a survivor needs to recover after a crash.
     pub const CRASH_RECOVERY: u32 = 0x104;
@@ -189,7 +189,7 @@ record! {
         smbios: PhysAddr = 8,
     }
 }
-/// A domain of a [`VtdUnit`].
+/// A domain of a [`VtdUnit`] or of an AMD-Vi unit ([`AmdViState`]).
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -254,6 +254,55 @@ record! {
 }
 
 impl VtdUnit {
+    /// The most domains that a unit has.
+    pub const MAX_DOMAINS: usize = 64;
+}
+
+record! {
+    /// An AMD-Vi unit whose tables and rings lie in the baton, as one steward leaves it to the next:
+    /// plain numbers, compared with the unit's registers by whoever adopts it, never believed alone.
+    /// Registers are those of AMD-Vi, section 3.4.
+    AmdViState = AMD_VI_UNIT, 1136 {
+        /// Physical address of the register window.
+        register_base: u64 = 0,
+        /// Its length in bytes.
+        register_length: u64 = 8,
+        /// Extended Feature Register; 0 where the unit has none.
+        extended_feature: u64 = 16,
+        /// IOMMU Control Register.
+        control: u64 = 24,
+        /// Device Table Base Address Register.
+        device_table_base: u64 = 32,
+        /// Command Buffer Base Address Register.
+        command_buffer_base: u64 = 40,
+        /// Event Log Base Address Register.
+        event_log_base: u64 = 48,
+        /// Physical address of the 8 bytes that waits write to.
+        status_address: u64 = 56,
+        /// Physical address of the arena.
+        arena_base: u64 = 64,
+        /// Its length in bytes.
+        arena_length: u64 = 72,
+        /// The number of the last wait. For people: the next steward counts anew.
+        sequence: u64 = 80,
+        /// The first four bytes of the unit's capability block in PCI configuration space.
+        capability_header: u32 = 88,
+        /// The flags of the unit's IVHD.
+        ivhd_flags: u32 = 92,
+        /// The slot at the command buffer's tail. For people; the register is what counts.
+        command_tail: u32 = 96,
+        /// How many levels the domains' tables have.
+        levels: u32 = 100,
+        /// How many bits the machine's physical addresses have.
+        host_address_bits: u32 = 104,
+        /// How many of `domains` count.
+        domain_count: u32 = 108,
+        /// The domains.
+        domains: [VtdDomain; AmdViState::MAX_DOMAINS] = 112,
+    }
+}
+
+impl AmdViState {
     /// The most domains that a unit has.
     pub const MAX_DOMAINS: usize = 64;
 }

@@ -1,7 +1,7 @@
 //! What `acpi-capture` learns from DMAR or IVRS and `iommu` and the planner act on: units, the
 //! devices they cover, and memory that firmware's own devices must keep reaching.
 
-use crate::{ApicId, PhysAddr, PhysRange};
+use crate::{ApicId, PhysAddr, PhysRange, RequesterId};
 
 /// Which architecture a remapping unit follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +27,24 @@ pub struct UnitDescription {
     pub registers: PhysRange,
     /// VT-d: `INCLUDE_PCI_ALL`, it covers every function of its segment that no other unit names.
     pub include_all: bool,
+    /// What an AMD-Vi unit has besides; `None` for VT-d.
+    pub amd_vi: Option<AmdViUnit>,
+}
+
+/// What firmware says of an AMD-Vi unit alone (AMD-Vi section 5.2.2).
+///
+/// The unit is a PCI function, and some of what it can do stands only in its configuration space:
+/// whoever describes it to the driver reads the four bytes at `capability_offset` of `function`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct AmdViUnit {
+    /// The PCI function that is the unit. Its own requests are not translated.
+    pub function: RequesterId,
+    /// Where in its configuration space the capability block (id 0Fh) begins.
+    pub capability_offset: u16,
+    /// The flags of the IVHD as they stand: HtTunEn, bit 0; PassPW, 1; ResPassPW, 2; Isoc, 3;
+    /// IotlbSup, 4; Coherent, 5; PreFSup, 6; PPRSup, 7.
+    pub flags: u8,
 }
 
 /// What a device scope names (VT-d section 8.3.1; AMD-Vi section 5.2.2.1 for the special devices).

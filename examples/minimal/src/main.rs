@@ -178,11 +178,14 @@ extern "C" fn successor(handoff: u64) -> ! {
     let handoff = Handoff::parse(&copy, place, &SPEAKS).unwrap();
     let baton = Baton::find(&handoff).unwrap();
     let ledger = shared(baton.ledger.base());
-    let own = OwnStatus::new(shared(baton.exchange.base()), handoff.header().reader).unwrap();
+    let (view, exchange) = (
+        LedgerView::new(ledger).unwrap(),
+        shared(baton.exchange.base()),
+    );
+    let own = OwnStatus::arrive(exchange, view, handoff.header(), CPU_1).unwrap();
     for state in [state::ENTERED, state::NEGOTIATED, state::READY] {
         own.enter(state, now());
     }
-    let view = LedgerView::new(ledger).unwrap();
     clock.start(PATIENCE);
     while view.steward() != SUCCESSOR {
         assert!(!clock.expired(), "the commit does not come");

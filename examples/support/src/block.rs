@@ -6,7 +6,8 @@ use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 use handoff_abi::PhysAddr;
 
-use crate::clock::Deadline;
+use crate::clock;
+use crate::mark::{WAIT, WAITED, mark};
 use crate::mmio::Mmio;
 use crate::pci::Function;
 use crate::virtio::{ACCESS_PLATFORM, NO_VECTOR, Places, Transport, VERSION_1, VirtioError};
@@ -163,20 +164,17 @@ impl<'a> Block<'a> {
         if self.queue.wants_notification() {
             self.notify.write16(0, 0);
         }
-        let deadline = Deadline::after(microseconds);
-        loop {
-            match self.queue.take_used() {
-                Ok(Some(_)) => break,
-                Ok(None) if deadline.expired() => {
-                    self.broken = true;
-                    return Err(VirtioError::Timeout);
-                }
-                Ok(None) => {}
-                Err(_) => {
-                    self.broken = true;
-                    return Err(VirtioError::Ring);
-                }
-            }
+        let mut came = Ok(None);
+        // A disk is always waited for, even where it has been quick.
+        mark::<WAIT>();
+        clock::wait_until(microseconds, || {
+            came = self.queue.take_used();
+            came != Ok(None)
+        });
+        mark::<WAITED>();
+        if !matches!(came, Ok(Some(_))) {
+            self.broken = true;
+            return Err(came.map_or(VirtioError::Ring, |_| VirtioError::Timeout));
         }
         match status.load(Relaxed) as u8 {
             0 => Ok(()),

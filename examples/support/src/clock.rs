@@ -4,6 +4,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::instructions::port::PortReadOnly;
 
+use crate::mark::{WAIT, WAITED, mark};
+
 /// Ticks a second of the ACPI power management timer (ACPI 6.5, section 4.8.3.3).
 const PM_TIMER_HERTZ: u64 = 3_579_545;
 /// How long the calibration measures, in ticks of that timer: about 5 ms, which one tick more or
@@ -118,12 +120,18 @@ impl Deadline {
 /// Waits until `done`, or for `microseconds`; says whether it was done.
 pub fn wait_until(microseconds: u64, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Deadline::after(microseconds);
-    loop {
-        if done() {
-            return true;
-        }
-        if deadline.expired() {
-            return done();
-        }
+    if done() {
+        return true;
     }
+    mark::<WAIT>();
+    let done = loop {
+        if deadline.expired() {
+            break done();
+        }
+        if done() {
+            break true;
+        }
+    };
+    mark::<WAITED>();
+    done
 }

@@ -13,6 +13,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector
 use x86_64::structures::tss::TaskStateSegment;
 
 use crate::interrupts::{DOUBLE_FAULT_STACK, MACHINE_CHECK_STACK, NMI_STACK, load};
+use crate::mark::{WAIT, WAITED, mark};
 
 const STACK: usize = 8192;
 
@@ -114,7 +115,9 @@ pub fn wait_for_interrupt(ready: impl FnOnce() -> bool) {
     if ready() {
         interrupts::enable();
     } else {
+        mark::<WAIT>();
         interrupts::enable_and_hlt();
+        mark::<WAITED>();
     }
 }
 

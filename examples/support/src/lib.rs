@@ -15,6 +15,7 @@ pub mod console;
 pub mod cpu;
 pub mod edu;
 pub mod interrupts;
+pub mod mark;
 pub mod memory;
 pub mod mmio;
 pub mod net;

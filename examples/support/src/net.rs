@@ -3,14 +3,15 @@
 use baton_workload::memory::Memory;
 use baton_workload::queue::DeviceError;
 use baton_workload::{BUFFER, Geometry, Network, Nic, Workload};
-use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use handoff_abi::{PhysAddr, PhysRange};
 use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Ipv4Cidr,
 };
+use spin::Once;
 
 use crate::clock;
 use crate::mmio::Mmio;
@@ -211,13 +212,6 @@ impl<'a> Net<'a> {
         !ring.broken && (receive || transmit)
     }
 
-    /// Whether the device broke the rules in a way that it cannot be gone on with: it has to be
-    /// reset.
-    #[must_use]
-    pub const fn is_broken(&self) -> bool {
-        self.ring.broken
-    }
-
     /// Takes back the buffers that were sent.
     pub fn reclaim(&mut self) {
         self.ring.reclaim();
@@ -227,6 +221,60 @@ impl<'a> Net<'a> {
     pub fn kick(&mut self) {
         self.ring.kick();
     }
+}
+
+/// What a queue held that cannot be: its device wrote it, or whoever had the queue before.
+#[derive(Clone, Copy, Debug)]
+pub struct Nonsense {
+    /// The queue's name.
+    pub queue: &'static str,
+    /// What it was.
+    pub error: DeviceError,
+    /// Whether the queue cannot be read any further, and the device has to be reset; otherwise it
+    /// was skipped.
+    pub ends_service: bool,
+}
+
+/// The first nonsense of each queue: what was skipped, and what ended the service. The driver is
+/// the service processor's; this is what the control processor, which has the console, sees of it.
+static NONSENSE: [[Once<Nonsense>; 2]; 2] = [const { [Once::new(), Once::new()] }; 2];
+/// Of that, what [`news`] gave already: one bit for each.
+static TOLD: AtomicU32 = AtomicU32::new(0);
+
+fn notice(queue: u16, error: DeviceError) -> Nonsense {
+    let ends_service = !matches!(error, DeviceError::NotOwned { .. });
+    let nonsense = Nonsense {
+        queue: if queue == RECEIVE {
+            "receive"
+        } else {
+            "transmit"
+        },
+        error,
+        ends_service,
+    };
+    let place = NONSENSE.get(usize::from(queue));
+    if let Some(first) = place.and_then(|kinds| kinds.get(usize::from(ends_service))) {
+        first.call_once(|| nonsense);
+    }
+    nonsense
+}
+
+/// What the queues held that cannot be, the first of each kind.
+pub fn nonsense() -> impl Iterator<Item = Nonsense> {
+    NONSENSE.iter().flatten().filter_map(Once::get).copied()
+}
+
+/// The same, each once.
+pub fn news() -> impl Iterator<Item = Nonsense> {
+    NONSENSE
+        .iter()
+        .flatten()
+        .zip(0..)
+        .filter_map(|(once, place)| {
+            let found = once.get()?;
+            let bit = 1 << place;
+            (TOLD.fetch_or(bit, Relaxed) & bit == 0).then_some(*found)
+        })
 }
 
 /// Adds one to a counter that only the owner of the workload writes.
@@ -245,8 +293,8 @@ pub fn windows(nic: &Nic) -> [PhysRange; 2] {
 impl Rings<'_> {
     /// A chain that was not the device's is skipped, and counted by the ring; a ring whose cursors
     /// are wrong cannot be read any further.
-    fn judge(&mut self, error: DeviceError) {
-        self.broken |= !matches!(error, DeviceError::NotOwned { .. });
+    fn judge(&mut self, queue: u16, error: DeviceError) {
+        self.broken |= notice(queue, error).ends_service;
     }
 
     fn reclaim(&mut self) {
@@ -254,7 +302,7 @@ impl Rings<'_> {
             match self.workload.transmit.take_used() {
                 Ok(None) => return,
                 Ok(Some(_)) => {}
-                Err(error) => self.judge(error),
+                Err(error) => self.judge(TRANSMIT, error),
             }
         }
     }
@@ -304,7 +352,7 @@ impl Rings<'_> {
                 Ok(None) => return None,
                 Ok(Some(used)) => used,
                 Err(error) => {
-                    self.judge(error);
+                    self.judge(RECEIVE, error);
                     continue;
                 }
             };

@@ -14,6 +14,8 @@ const HEADER_TYPE: usize = 0x0e;
 const BAR0: usize = 0x10;
 const SECONDARY_BUS: usize = 0x19;
 const CAPABILITIES: usize = 0x34;
+const INTERRUPT_LINE: usize = 0x3c;
+const INTERRUPT_PIN: usize = 0x3d;
 
 /// Bits of the command register.
 const COMMAND_MEMORY: u16 = 1 << 1;
@@ -201,6 +203,40 @@ impl Function {
         let command = self.config.read16(COMMAND);
         self.config
             .write16(COMMAND, command | COMMAND_MEMORY | COMMAND_INTX_DISABLE);
+    }
+
+    /// Keeps the function from using its interrupt line.
+    pub fn disable_intx(&self) {
+        let command = self.config.read16(COMMAND);
+        self.config.write16(COMMAND, command | COMMAND_INTX_DISABLE);
+    }
+
+    /// Whether it is kept from using its interrupt line.
+    #[must_use]
+    pub fn is_intx_disabled(&self) -> bool {
+        self.config.read16(COMMAND) & COMMAND_INTX_DISABLE != 0
+    }
+
+    /// The interrupt line of its pin, as firmware wrote it down (PCI Local Bus Specification 3.0,
+    /// section 6.2.4: Interrupt Line and Interrupt Pin); `None` where it has no pin or the line is
+    /// not known. It is the input of the 8259s. Which input of the I/O APICs it is as well, only
+    /// AML says; functions that share the one share the other.
+    #[must_use]
+    pub fn interrupt_line(&self) -> Option<u32> {
+        let pin = self.config.read8(INTERRUPT_PIN);
+        let line = self.config.read8(INTERRUPT_LINE);
+        ((1..=4).contains(&pin) && line != 0 && line != 0xff).then_some(line.into())
+    }
+
+    /// How many message interrupts it can have: entries of its MSI-X table, else messages of MSI.
+    #[must_use]
+    pub fn messages(&self) -> u16 {
+        if let Some(at) = self.capability(capability::MSIX) {
+            return (self.config.read16(at + 2) & 0x7ff) + 1;
+        }
+        // Multiple Message Capable, bits 3:1, is a power of two up to 32.
+        self.capability(capability::MSI)
+            .map_or(0, |at| 1 << (self.config.read16(at + 2) >> 1 & 7).min(5))
     }
 
     fn bar_count(&self) -> usize {

@@ -3,6 +3,7 @@
 
 use core::fmt;
 
+use baton_workload::Registers;
 use baton_workload::queue::RingAddresses;
 use handoff_abi::{PhysAddr, PhysRange};
 
@@ -178,6 +179,22 @@ impl Places {
                 entries,
             ),
         })
+    }
+
+    /// Where the registers are, to hold a workload's record against.
+    #[must_use]
+    pub const fn registers(&self) -> Registers {
+        const fn bounds(range: PhysRange) -> core::ops::Range<u64> {
+            range.base().0..range.end().0
+        }
+        Registers {
+            common: bounds(self.common),
+            isr: bounds(self.isr),
+            device: bounds(self.device),
+            notify: bounds(self.notify),
+            msix_table: bounds(self.msix.0),
+            msix_entries: self.msix.1 as u32,
+        }
     }
 
     /// What has to be mapped into the window, uncached, before the device is used.

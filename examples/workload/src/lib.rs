@@ -21,6 +21,7 @@ pub mod layout;
 pub mod memory;
 pub mod protocol;
 pub mod queue;
+mod registers;
 pub mod store;
 mod workload;
 
@@ -29,5 +30,6 @@ pub use buffers::{BUFFER, Buffers};
 pub use layout::{Geometry, Network, Nic};
 pub use memory::Memory;
 pub use queue::Queue;
+pub use registers::{NicError, Registers, Structure};
 pub use store::Store;
 pub use workload::{AdoptError, CreateError, Workload};

@@ -121,6 +121,7 @@ _successor_start:
     cld
     movabsq $boot_stack_top, %rsp
     xorl %ebp, %ebp
+    movq %rsi, %rdx
     movq %rdi, %rsi
     movl $1, %edi
     call kernel_entry

@@ -25,8 +25,10 @@ pub enum Entry {
     },
     /// At `_successor_start`.
     Successor {
-        /// RDI at entry.
+        /// RDI at entry: where the handoff is said to be.
         argument: u64,
+        /// RSI at entry: where a word can be left for the prime.
+        receipt: u64,
     },
 }
 
@@ -67,14 +69,14 @@ impl Image {
 macro_rules! entry {
     ($main:path) => {
         #[unsafe(no_mangle)]
-        extern "C" fn kernel_entry(kind: u64, argument: u64) -> ! {
+        extern "C" fn kernel_entry(kind: u64, argument: u64, receipt: u64) -> ! {
             let main: fn($crate::boot::Entry) -> ! = $main;
             main(if kind == 0 {
                 $crate::boot::Entry::Pvh {
                     start_info: $crate::PhysAddr(argument),
                 }
             } else {
-                $crate::boot::Entry::Successor { argument }
+                $crate::boot::Entry::Successor { argument, receipt }
             })
         }
     };

@@ -3,17 +3,16 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
-use handoff_abi::{Owner, PhysAddr, PhysRange, resource, state};
-use partition_core::plan::FunctionRequest;
+use handoff_abi::{Owner, resource, state};
 
 use super::handover::{self, Manner, message};
 use super::inventory::{Inventory, Wish, next_partition};
 use super::kernel::{Failure, KERNEL, Kernel, failure};
 use super::processors::{self, Role, role};
 use super::serving::{self, Order};
-use super::{attack, launch, reclaim};
+use super::{asked, attack, bad_plans, generator, holes, launch, reclaim, undo, work};
 use crate::cpu::{apic_id, wait_for_interrupt};
-use crate::{apic, clock, console, interrupts, println};
+use crate::{apic, clock, console, interrupts, net, println};
 
 /// The vector of the control processor's tick.
 const TICK_VECTOR: u8 = 0xf1;
@@ -46,6 +45,8 @@ pub fn run() {
         return;
     };
     apic::start_tick(TICK_VECTOR, TICK);
+    // A command may be there before the loop waits for the first time.
+    x86_64::instructions::interrupts::enable();
     if kernel.status.state() == state::SERVING && kernel.swaps == 0 {
         println!("@serving kernel={} swap=0", kernel.config.name);
         owners(&kernel, "now");
@@ -62,13 +63,33 @@ pub fn run() {
         }
         follow(&mut kernel);
         if let Some(line) = console::read_line() {
+            // Nothing has to be looked for meanwhile, and a step takes the same time every time.
+            apic::start_tick(TICK_VECTOR, 0);
             command(&mut kernel, line.trim());
+            apic::start_tick(TICK_VECTOR, TICK);
         }
         let ticks = interrupts::count(TICK_VECTOR);
         wait_for_interrupt(|| interrupts::count(TICK_VECTOR) != ticks);
     }
     apic::start_tick(TICK_VECTOR, 0);
     put_back(kernel);
+}
+
+/// Waits as [`clock::wait_until`], but halted, and looks at every tick: for what another processor
+/// of this kernel does and had better not be disturbed in.
+pub fn wait_halted(microseconds: u64, mut done: impl FnMut() -> bool) -> bool {
+    let deadline = clock::Deadline::after(microseconds);
+    apic::start_tick(TICK_VECTOR, TICK);
+    loop {
+        if done() {
+            return true;
+        }
+        if deadline.expired() {
+            return false;
+        }
+        let ticks = interrupts::count(TICK_VECTOR);
+        wait_for_interrupt(|| interrupts::count(TICK_VECTOR) != ticks);
+    }
 }
 
 /// Leaves the kernel to the processor that has the control role now.
@@ -81,8 +102,23 @@ fn put_back(kernel: Box<Kernel>) {
     }
 }
 
+/// Says what a queue of the network device held that cannot be.
+fn report_queue(nonsense: net::Nonsense) {
+    println!(
+        "@queue name={} state={} text=\"{}\"",
+        nonsense.queue,
+        if nonsense.ends_service {
+            "broken"
+        } else {
+            "skipped"
+        },
+        nonsense.error
+    );
+}
+
 /// What happens without anybody asking: messages of the other kernels, and the commit.
 fn follow(kernel: &mut Kernel) {
+    net::news().for_each(report_queue);
     for peer in handover::peers(kernel).into_iter().flatten() {
         if let Err(error) = handover::answer(kernel, peer) {
             println!("@trouble text=\"{error}\"");
@@ -133,15 +169,16 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
         "status" => {
             announce(kernel);
             owners(kernel, "now");
+            net::nonsense().for_each(report_queue);
             Ok(())
         }
         "help" => {
             println!(
-                "status, plan [NAME], launch IMAGE [KEY=VALUE ...], undo, attack, handover [inspect] [stay], return, reclaim, go"
+                "status, plan [NAME] [cpus=A,B] [devices=VVVV:DDDD] [strict], launch IMAGE [KEY=VALUE ...], undo, attack [holes], wreck ring|registers, handover [inspect] [stay] [load=N], return, reclaim, load ROUNDS, go"
             );
             Ok(())
         }
-        "plan" => plan(kernel, rest.first().copied().unwrap_or("good")),
+        "plan" => plan(kernel, rest),
         "launch" => {
             let name = rest.first().ok_or_else(|| failure!("launch what?"))?;
             let wish = usual(kernel)?;
@@ -150,8 +187,11 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
             owners(kernel, "launched");
             Ok(())
         }
-        "undo" => launch::undo(kernel),
+        "load" => generator::rounds(kernel, number(rest.first())?),
+        "undo" => undo::undo(kernel),
+        "attack" if rest.contains(&"holes") => holes::attack(kernel),
         "attack" => attack::attack(kernel),
+        "wreck" => work::wreck(kernel, rest.first().copied().unwrap_or("")),
         "handover" => {
             let next = kernel
                 .successor
@@ -161,8 +201,15 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
             let manner = Manner {
                 inspect: rest.contains(&"inspect"),
                 stay: rest.contains(&"stay"),
+                requests: requests(rest)?,
             };
             handover::hand_over(kernel, next, manner)?;
+            if manner.requests > 0
+                && let Err(error) = generator::settle(kernel, manner.requests)
+            {
+                // The workload is the next kernel's: this is no failure of the hand-over.
+                println!("@trouble text=\"{error}\"");
+            }
             if manner.stay {
                 kernel.status.enter(state::STANDBY, clock::tsc());
                 serving::give(Order::Stand);
@@ -191,35 +238,37 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
     }
 }
 
+fn number(word: Option<&&str>) -> Result<u64, Failure> {
+    let word = word.copied().unwrap_or("");
+    word.parse()
+        .map_err(|_| failure!("'{word}' is no number").refusal())
+}
+
+/// How many requests are to be in the ring at the freeze: `load=N`.
+fn requests(rest: &[&str]) -> Result<u64, Failure> {
+    let Some(word) = rest.iter().find_map(|word| word.strip_prefix("load=")) else {
+        return Ok(0);
+    };
+    let count = number(Some(&word))?;
+    if count > generator::MOST {
+        return Err(failure!("at most {} at a time", generator::MOST).refusal());
+    }
+    Ok(count)
+}
+
 fn usual(kernel: &mut Kernel) -> Result<Wish<'static>, Failure> {
     let inventory = Inventory::take(kernel)?;
     Ok(Wish::usual(kernel, "successor", &inventory.topology))
 }
 
-/// Dry runs: the usual plan, and three that are refused.
-fn plan(kernel: &mut Kernel, name: &str) -> Result<(), Failure> {
-    let mut wish = usual(kernel)?;
-    match name {
-        "good" => {}
-        "overlap" => {
-            let baton = kernel.baton.ledger.base().0 & !0x1f_ffff;
-            wish.ranges = vec![PhysRange::new(PhysAddr(baton), 512 << 20)?];
-        }
-        "shared-requester" => {
-            let inventory = Inventory::take(kernel)?;
-            let shared = inventory
-                .topology
-                .of_device(0x1234, 0x11e8)
-                .find(|&function| !inventory.topology.is_alone(function))
-                .ok_or_else(|| failure!("no device shares a requester id"))?;
-            wish.functions = vec![FunctionRequest {
-                function: shared,
-                interrupts: 1,
-            }];
-        }
-        "own-cpu" => wish.cpus = vec![kernel.service_cpu, apic_id()],
-        other => return Err(failure!("there is no plan '{other}'")),
-    }
+/// Dry runs: the usual plan, those that are refused, and what the operator changes in them.
+fn plan(kernel: &mut Kernel, words: &[&str]) -> Result<(), Failure> {
+    let inventory = Inventory::take(kernel)?;
+    let mut wish = Wish::usual(kernel, "successor", &inventory.topology);
+    let mut names = words.iter().filter(|word| !asked::is_change(word));
+    let name = names.next().copied().unwrap_or("good");
+    bad_plans::spoil(kernel, &mut wish, name)?;
+    asked::change(&inventory.topology, &mut wish, words)?;
     let free = next_partition(kernel);
     println!("plan '{name}' for partition {free}");
     launch::dry_run(kernel, &wish)

@@ -49,6 +49,13 @@ pub fn set_bus_master(at: PciFunction, on: bool) -> Result<(), Failure> {
     Err(failure!("function {at} does not obey its bus master bit"))
 }
 
+/// Keeps a function from using its interrupt line.
+pub fn disable_intx(at: PciFunction) {
+    if let Ok(function) = function(at) {
+        function.disable_intx();
+    }
+}
+
 /// Switches a function's messages off.
 pub fn disable_messages(at: PciFunction) {
     if let Ok(function) = function(at) {

@@ -3,26 +3,31 @@
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
 use handoff_abi::{
-    Clock, Console, Cpu, Ecam as EcamRecord, Exchange, Extent, Firmware, Function, Handoff,
-    HandoffError, Header, InterruptHandle, Ledger, Memory, PhysAddr, PhysRange, Platform, Workload,
-    purpose, state, stated_length,
+    AbiVersion, Clock, Console, Cpu, Ecam as EcamRecord, Exchange, Extent, Features, Firmware,
+    Function, Handoff, HandoffError, Header, InterruptHandle, Ledger, Memory, PhysAddr, PhysRange,
+    Platform, Workload, purpose, state, stated_length,
 };
-use partition_core::baton::Baton;
+use partition_core::baton::{Baton, BatonError};
+use partition_core::ledger::{LedgerError, LedgerView};
 use partition_core::park::ParkArea;
 use partition_core::trampoline::Trampoline;
-use partition_core::watch::OwnStatus;
+use partition_core::watch::{ArrivalError, OwnStatus};
 
 use super::bring_up::{Start, bring_up, set_clock};
+use super::handoff::{LOADED, REQUIRED};
 use super::kernel::{Config, Failure, KERNEL, Kernel, failure, page_of, shared};
-use super::launch::{LOADED, timing};
+use super::launch::timing;
 use super::misbehave::{Misbehaviour, Point};
 use super::processors::{self, Role};
 use super::serving::{self, Order};
 use super::{command_line, control, devices, domain_of, first, own_devices, work};
 use crate::boot::Image;
+use crate::mark::{READY, WAITED, mark};
 use crate::paging::{Access, AddressSpace};
 use crate::pci::Ecam;
 use crate::{clock, console, cpu, mmio, println};
@@ -33,12 +38,17 @@ const LAST_RESORT: u16 = 0x2f8;
 const LONGEST: usize = 8192;
 /// The kernel's own number, in the exchange, for a start that failed.
 const BRING_UP_FAILED: u32 = 1;
+/// Likewise, for a handoff that turned out to be wrong after `ENTERED`.
+const HANDOFF_REFUSED: u32 = 2;
 
-/// Enters as a successor; `argument` is where the handoff is said to be.
+/// Enters as a successor; `argument` is where the handoff is said to be, `receipt` the word that a
+/// refusal is left in.
 ///
 /// # Safety
 /// Called once, from the successor's entry, on its first processor, in the state of `docs/entry.md`.
-pub unsafe fn enter(config: &'static Config, argument: u64) -> ! {
+pub unsafe fn enter(config: &'static Config, argument: u64, receipt: u64) -> ! {
+    // The processor may have been halted, waiting, when it was taken for this.
+    mark::<WAITED>();
     let at = PhysAddr(argument);
     let mut copy = [0_u8; LONGEST];
     // SAFETY: the entry tables map the baton at its physical address.
@@ -46,34 +56,21 @@ pub unsafe fn enter(config: &'static Config, argument: u64) -> ! {
         Ok(length) => Handoff::parse(copy.get(..length).unwrap_or(&[]), at, &config.speaks),
         Err(error) => Err(error),
     };
-    let found = parsed.map_err(Failure::from_error).and_then(|handoff| {
-        let baton = Baton::find(&handoff).map_err(Failure::from_error)?;
-        Ok((handoff, baton))
+    let found = parsed.map_err(Refusal::Unreadable).and_then(|handoff| {
+        let baton = Baton::find(&handoff).map_err(Refusal::NoBaton)?;
+        let status = arrive(&handoff, &baton)?;
+        Ok((handoff, baton, status))
     });
-    let (handoff, baton) = match found {
+    let (handoff, baton, status) = match found {
         Ok(found) => found,
-        Err(error) => {
-            // SAFETY: the second UART of a PC is at this port. Whose it is cannot be known here,
-            // and one line on the wrong console is better than none on any.
-            unsafe { console::init(LAST_RESORT) };
-            println!(
-                "@handoff-refused kernel={} text=\"{}\"",
-                config.name, error.text
-            );
-            cpu::halt_forever()
-        }
+        // SAFETY: the caller's promise.
+        Err(refusal) => unsafe { refuse(config, receipt, &refusal) },
     };
     let port = handoff
         .first::<Console>()
         .map_or(LAST_RESORT, |console| console.port as u16);
     // SAFETY: the handoff gives this kernel the UART at that port.
     unsafe { console::init(port) };
-    // SAFETY: the entry tables map the baton at its physical address, and the exchange is made of
-    // atomics.
-    let exchange: &'static Exchange = unsafe { shared(baton.exchange) };
-    let Some(status) = OwnStatus::new(exchange, handoff.header().reader) else {
-        cpu::halt_forever()
-    };
     let misbehaviour = Misbehaviour::of(command_line::of(&handoff));
     misbehaviour.at(Point::Launched, &status);
     status.enter(state::ENTERED, clock::tsc());
@@ -89,11 +86,99 @@ pub unsafe fn enter(config: &'static Config, argument: u64) -> ! {
     match unsafe { come_up(config, &handoff, baton, misbehaviour) } {
         Ok(()) => processors::run_first(cpu::apic_id(), Role::Control),
         Err(error) => {
-            println!("@failed kernel={} text=\"{error}\"", config.name);
-            status.fail(BRING_UP_FAILED, 0);
+            let reason = if error.refused {
+                println!("@handoff-refused kernel={} text=\"{error}\"", config.name);
+                HANDOFF_REFUSED
+            } else {
+                println!("@failed kernel={} text=\"{error}\"", config.name);
+                BRING_UP_FAILED
+            };
+            // The place is reached another way by now than when it was taken, or it is not.
+            // SAFETY: the window in force maps the baton, and the exchange is made of atomics.
+            let exchange: &'static Exchange = unsafe { shared(baton.exchange) };
+            if let Some(status) = OwnStatus::new(exchange, handoff.header().reader) {
+                status.fail(reason, 0);
+            }
             cpu::halt_forever()
         }
     }
+}
+
+/// Holds a handoff that reads well against what the steward says, and takes this partition's place.
+fn arrive(handoff: &Handoff<'_>, baton: &Baton) -> Result<OwnStatus<'static>, Refusal> {
+    let missing = REQUIRED.difference(handoff.header().features);
+    if !missing.is_empty() {
+        return Err(Refusal::Features(missing));
+    }
+    // SAFETY: the entry tables map the baton at its physical address, and the ledger is made of
+    // atomics.
+    let ledger: &'static Ledger = unsafe { shared(baton.ledger) };
+    // SAFETY: as above, for the exchange.
+    let exchange: &'static Exchange = unsafe { shared(baton.exchange) };
+    let view = LedgerView::new(ledger).map_err(Refusal::NoLedger)?;
+    let cpu = cpu::apic_id();
+    OwnStatus::arrive(exchange, view, handoff.header(), cpu).map_err(Refusal::Disagrees)
+}
+
+/// Why the handoff cannot be honoured. There is no heap yet to make a sentence in.
+#[derive(Debug)]
+enum Refusal {
+    /// It cannot be read.
+    Unreadable(HandoffError),
+    /// It does not say where the baton is.
+    NoBaton(BatonError),
+    /// There is no ledger where it says.
+    NoLedger(LedgerError),
+    /// The prime cannot do what this kernel needs of it.
+    Features(Features),
+    /// It is not what the ledger and the exchange say.
+    Disagrees(ArrivalError),
+}
+
+impl Refusal {
+    /// What is left on the receipt.
+    const fn number(&self) -> u64 {
+        match self {
+            Self::Unreadable(_) => 1,
+            Self::NoBaton(_) => 2,
+            Self::NoLedger(_) => 3,
+            Self::Features(_) => 4,
+            Self::Disagrees(_) => 5,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(error) => error.fmt(f),
+            Self::NoBaton(error) => error.fmt(f),
+            Self::NoLedger(error) => error.fmt(f),
+            Self::Features(missing) => {
+                write!(f, "the prime lacks what this kernel needs: {missing}")
+            }
+            Self::Disagrees(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Says why the handoff cannot be honoured, leaves the number of that on the receipt, and halts.
+/// Nothing that the handoff says is relied on.
+///
+/// # Safety
+/// `receipt` is RSI at entry: the word of the trampoline page that `docs/entry.md` promises.
+unsafe fn refuse(config: &Config, receipt: u64, refusal: &Refusal) -> ! {
+    // SAFETY: the second UART of a PC is at this port. Whose it is cannot be known here, and one
+    // line on the wrong console is better than none on any.
+    unsafe { console::init(LAST_RESORT) };
+    println!("@handoff-refused kernel={} text=\"{refusal}\"", config.name);
+    let receipt = mmio::pointer(PhysAddr(receipt)).cast::<AtomicU64>();
+    // SAFETY: the entry tables map the page at its physical address; the word is aligned, and the
+    // prime reads it as an atomic too.
+    let receipt = unsafe { receipt.as_ref() };
+    // The last act: the prime takes the processor as soon as it sees this.
+    receipt.store(refusal.number(), Ordering::Release);
+    cpu::halt_forever()
 }
 
 /// Copies the handoff at `at` out, as long as it says that it is, and says how long that was.
@@ -146,7 +231,7 @@ unsafe fn come_up(
     misbehaviour: Misbehaviour,
 ) -> Result<(), Failure> {
     let me = handoff.header().reader;
-    let record = |name: &str| failure!("the handoff has no {name}");
+    let record = |name: &str| failure!("the handoff has no {name}").refusal();
     let workload = handoff
         .first::<Workload>()
         .ok_or_else(|| record("workload"))?;
@@ -270,6 +355,15 @@ unsafe fn come_up(
     }
     own_devices::take_up(&mut kernel)?;
     work::adopt(&mut kernel)?;
+    let (version, swaps) = (handoff.header().version, handoff.header().swaps);
+    let counted = work::swaps();
+    if version >= AbiVersion::V0_2 && counted.is_some_and(|counted| counted != swaps) {
+        return Err(failure!(
+            "the handoff states {swaps} swaps and the workload has counted {}",
+            counted.unwrap_or(0)
+        )
+        .refusal());
+    }
     serving::init(serving::Shared {
         ledger,
         exchange,
@@ -279,6 +373,7 @@ unsafe fn come_up(
     processors::assign(kernel.service_cpu, Role::Service);
     control::announce(&kernel);
     kernel.status.enter(state::READY, clock::tsc());
+    mark::<READY>();
     *KERNEL.lock() = Some(Box::new(kernel));
     misbehaviour.at(
         Point::Ready,
@@ -332,7 +427,8 @@ fn smaller_machine(
     if cpus != given || buses != given_buses || tables.dmar().is_some() {
         return Err(failure!(
             "the smaller machine is not the handoff's: processors {cpus:?}, buses {buses:?}"
-        ));
+        )
+        .refusal());
     }
     for allocation in mcfg.allocations() {
         let range = allocation

@@ -17,11 +17,13 @@ use partition_core::trampoline::Trampoline;
 use partition_core::watch::OwnStatus;
 
 use super::bring_up::{Start, bring_up, set_clock};
+use super::command_line::option;
+use super::handoff::handle_record;
 use super::inventory::{Bridge, Topology};
 use super::kernel::{
-    Config, Failure, KERNEL, Kernel, Timer, dma_pieces, failure, page_of, shared, unit_parts,
+    Config, Failure, KERNEL, Kernel, Patience, dma_pieces, failure, page_of, shared, unit_parts,
 };
-use super::launch::{function_number, handle_record, timing};
+use super::launch::{function_number, timing};
 use super::misbehave::Misbehaviour;
 use super::processors::{self, Role};
 use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, serving, work};
@@ -198,6 +200,10 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     };
     processors::init(park);
     let topology = Topology::scan(&mut kernel, &captured)?;
+    // These kernels use messages only. What stays then disturbs nobody on a line that it shares.
+    if option(info.command_line(), "intx") != Some("firmware") {
+        topology.functions().for_each(devices::disable_intx);
+    }
     fill_ledger(&mut kernel, info, &captured, &topology, workload)?;
     fence(&mut kernel, &captured, &topology, workload)?;
     start_processors(&mut kernel)?;
@@ -442,7 +448,7 @@ pub fn start(kernel: &mut Kernel, cpu: ApicId) -> Result<(), Failure> {
             &state,
             &kernel.park,
             &mut processors::ipi(),
-            &mut Timer::default(),
+            &mut Patience::default(),
         )
     }?;
     if !processors::has_come(cpu) {

@@ -5,10 +5,13 @@ use iommu::vtd::Pending;
 use partition_core::mailbox::{Receiver, Sender};
 use partition_core::watch::Watch;
 
+use super::handoff::write_handoff;
 use super::kernel::{Failure, Kernel, failure};
-use super::launch::{interrupts_of, write_handoff};
+use super::launch::interrupts_of;
+use super::misbehave::Point;
 use super::processors::{self, Role};
 use super::serving::{self, Order};
+use super::{control, generator};
 use crate::{clock, console, println};
 
 /// Message kinds between kernels.
@@ -29,6 +32,8 @@ pub mod message {
 
 /// How long a kernel may take to answer a message, in microseconds.
 const ANSWER: u64 = 2_000_000;
+/// How long the service processor may take to hear that it is to expect a commit: less than that.
+const HEAR: u64 = 1_000_000;
 /// How long the service processor may take to freeze and commit.
 const FREEZE: u64 = 5_000_000;
 /// How long an operator may look at a frozen workload.
@@ -41,6 +46,8 @@ pub struct Manner {
     pub inspect: bool,
     /// Stay as a warm standby.
     pub stay: bool,
+    /// How many requests the load generator puts into the receive ring before the freeze.
+    pub requests: u64,
 }
 
 /// A mailbox between two partitions of the exchange.
@@ -70,18 +77,21 @@ pub fn receive(kernel: &Kernel, from: PartitionId) -> Result<Option<Message>, Fa
     Ok(Receiver::new(mailbox).receive()?)
 }
 
-/// Sends a message and waits for the answer of this kind.
+/// Sends a message and waits for the answer of this kind to this very message: the last word is a
+/// number that the answer repeats. One to an earlier message, which came too late, is passed over.
 pub fn ask(
     kernel: &Kernel,
     to: PartitionId,
     message: &Message,
     answer: u64,
 ) -> Result<Message, Failure> {
-    send(kernel, to, message)?;
+    let mut asked = *message;
+    asked[7] = clock::tsc();
+    send(kernel, to, &asked)?;
     let mut found = None;
     let mut corrupt = None;
     clock::wait_until(ANSWER, || match receive(kernel, to) {
-        Ok(Some(reply)) if reply[0] == answer => {
+        Ok(Some(reply)) if (reply[0], reply[7]) == (answer, asked[7]) => {
             found = Some(reply);
             true
         }
@@ -127,7 +137,14 @@ fn workload_functions(kernel: &Kernel) -> alloc::vec::Vec<handoff_abi::Requester
 /// kernel serves on.
 pub fn hand_over(kernel: &mut Kernel, next: PartitionId, manner: Manner) -> Result<(), Failure> {
     let expect: Message = [message::EXPECT, manner.inspect.into(), 0, 0, 0, 0, 0, 0];
-    let reply = ask(kernel, next, &expect, message::EXPECTING)?;
+    let reply = match ask(kernel, next, &expect, message::EXPECTING) {
+        Ok(reply) => reply,
+        Err(error) => {
+            // Where it wakes up after all it is to know that nobody commits. It may not look.
+            let _ = send(kernel, next, &[message::STAND, 0, 0, 0, 0, 0, 0, 0]);
+            return Err(error);
+        }
+    };
     let theirs = target_of(&reply, kernel, next)?;
     let ours = InterruptTarget {
         destination: kernel.service_cpu,
@@ -137,6 +154,7 @@ pub fn hand_over(kernel: &mut Kernel, next: PartitionId, manner: Manner) -> Resu
     if let Err(error) = result {
         retarget(kernel, ours)?;
         serving::give(Order::Serve);
+        processors::wake(kernel.service_cpu);
         send(kernel, next, &[message::STAND, 0, 0, 0, 0, 0, 0, 0])?;
         println!("@rolled-back text=\"{error}\"");
         return Err(error);
@@ -180,6 +198,14 @@ fn try_hand_over(
     processors::wake(kernel.service_cpu);
     retarget(kernel, theirs)?;
     write_handoff_for(kernel, next)?;
+    if manner.requests > 0 {
+        serving::give(Order::Rest);
+        processors::wake(kernel.service_cpu);
+        if !clock::wait_until(FREEZE, || serving::order() == Order::Resting) {
+            return Err(failure!("the service does not rest"));
+        }
+        generator::offer(kernel, manner.requests)?;
+    }
     let slot = kernel.workload.ledger_slot as u16;
     let steward = kernel
         .steward
@@ -201,7 +227,7 @@ fn try_hand_over(
     serving::give(order);
     processors::wake(kernel.service_cpu);
     let settled = |order| matches!(order, Order::Frozen | Order::Committed | Order::Thawed);
-    clock::wait_until(FREEZE, || settled(serving::order()));
+    control::wait_halted(FREEZE, || settled(serving::order()));
     if serving::order() == Order::Frozen {
         let workload = kernel.workload;
         println!(
@@ -213,7 +239,7 @@ fn try_hand_over(
         });
         serving::give(if go { Order::Commit } else { Order::Thaw });
         processors::wake(kernel.service_cpu);
-        clock::wait_until(FREEZE, || {
+        control::wait_halted(FREEZE, || {
             settled(serving::order()) && serving::order() != Order::Frozen
         });
     }
@@ -223,7 +249,7 @@ fn try_hand_over(
     // The service processor holds the right to commit until it has said that it thawed.
     serving::give(Order::Thaw);
     processors::wake(kernel.service_cpu);
-    clock::wait_until(FREEZE, || serving::order() == Order::Thawed);
+    control::wait_halted(FREEZE, || serving::order() == Order::Thawed);
     kernel.steward = serving::disarmed();
     serving::give(Order::Serve);
     Err(failure!("the workload was not committed"))
@@ -272,13 +298,24 @@ pub fn answer(kernel: &mut Kernel, from: PartitionId) -> Result<(), Failure> {
     };
     match message[0] {
         message::EXPECT => {
+            let misbehaviour = core::mem::take(&mut kernel.misbehaviour);
+            misbehaviour.at(Point::Expecting, &kernel.status);
             let hold = message[1] == 1;
-            serving::give(if hold {
-                Order::ExpectAndHold
-            } else {
-                Order::Expect
-            });
-            processors::wake(kernel.service_cpu);
+            if !misbehaviour.is_deaf() {
+                serving::give(if hold {
+                    Order::ExpectAndHold
+                } else {
+                    Order::Expect
+                });
+                processors::wake(kernel.service_cpu);
+            }
+            // After the commit nobody could take the service back from a processor that does not
+            // hear of it: it says itself that it waits.
+            if !clock::wait_until(HEAR, serving::expects) {
+                serving::give(Order::Stand);
+                println!("@declined text=\"the service processor does not expect the commit\"");
+                return Ok(());
+            }
             let reply = [
                 message::EXPECTING,
                 kernel.service_cpu.0.into(),
@@ -287,7 +324,7 @@ pub fn answer(kernel: &mut Kernel, from: PartitionId) -> Result<(), Failure> {
                 0,
                 0,
                 0,
-                0,
+                message[7],
             ];
             send(kernel, from, &reply)
         }
@@ -297,9 +334,12 @@ pub fn answer(kernel: &mut Kernel, from: PartitionId) -> Result<(), Failure> {
             Ok(())
         }
         message::DRAIN => {
-            let reply = super::attack::drain(kernel)?;
+            let mut reply = super::attack::drain(kernel)?;
+            reply[7] = message[7];
             send(kernel, from, &reply)
         }
+        // Answers that nobody waits for any more.
+        message::EXPECTING | message::DRAINED => Ok(()),
         message::RETURN => hand_over(kernel, from, Manner::default()),
         other => Err(failure!(
             "partition {from} sent a message of unknown kind {other}"

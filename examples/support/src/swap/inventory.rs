@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use acpi_capture::Capture;
 use acpi_capture::table::{BridgeBuses, Dmar, PciTopology};
 use handoff_abi::{
-    ApicId, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId, resource,
+    ApicId, Exchange, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId, resource,
 };
 use partition_core::plan::alias::{self, Acs, Facts, Isolation, PortType};
 use partition_core::plan::{
@@ -32,10 +32,19 @@ const ACS: u32 = 0x0d;
 pub struct Topology {
     facts: Vec<Facts>,
     isolation: Vec<Isolation>,
+    lines: Vec<Lines>,
     classes: Vec<u32>,
     ids: Vec<(u16, u16)>,
     windows: Vec<Window>,
     ecam: Vec<EcamWindow>,
+}
+
+/// A function's ways to interrupt.
+#[derive(Clone, Copy, Debug)]
+struct Lines {
+    line: Option<u32>,
+    disabled: bool,
+    messages: u16,
 }
 
 /// A function that is fenced, with every requester id it may use.
@@ -94,6 +103,7 @@ impl Topology {
         let mut topology = Self {
             facts: Vec::new(),
             isolation: Vec::new(),
+            lines: Vec::new(),
             classes: Vec::new(),
             ids: Vec::new(),
             windows: Vec::new(),
@@ -147,8 +157,18 @@ impl Topology {
             phantom_functions: 0,
             quirk: None,
         });
+        self.lines.push(Lines {
+            line: function.interrupt_line(),
+            disabled: function.is_intx_disabled(),
+            messages: function.messages(),
+        });
         self.classes.push(function.class());
         self.ids.push((function.vendor(), function.device()));
+    }
+
+    /// Every function, bridges too.
+    pub fn functions(&self) -> impl Iterator<Item = PciFunction> + '_ {
+        self.facts.iter().map(|facts| facts.function)
     }
 
     /// Functions that are no bridges and sit below a root port: what can be given away.
@@ -310,16 +330,26 @@ impl Inventory {
         let madt = captured
             .madt()
             .ok_or_else(|| failure!("there is no MADT"))??;
+        let own = processors::identity(crate::cpu::apic_id());
         let cpus = madt
             .processors()
-            .map(|cpu| Cpu {
-                apic_id: cpu.apic_id,
-                core: cpu.apic_id.0,
-                is_bsp: cpu.apic_id == kernel.bootstrap,
-                runs_prime: matches!(processors::role(cpu.apic_id), Role::Control | Role::Service),
-                features: 0,
-                microcode: 0,
-                owner: owner(resource::CPU, cpu.apic_id.0.into()),
+            .map(|cpu| {
+                // One that never ran here is another's: its features and microcode are not known,
+                // and the number of its core is as this processor counts them.
+                let identity = processors::identity(cpu.apic_id);
+                let cpuid = identity.or(own).map(|known| known.cpuid);
+                Cpu {
+                    apic_id: cpu.apic_id,
+                    core: cpuid.map_or(cpu.apic_id.0, |cpuid| cpuid.core_of(cpu.apic_id)),
+                    is_bsp: cpu.apic_id == kernel.bootstrap,
+                    runs_prime: matches!(
+                        processors::role(cpu.apic_id),
+                        Role::Control | Role::Service
+                    ),
+                    features: identity.map_or(0, |known| known.cpuid.features),
+                    microcode: identity.map_or(0, |known| known.microcode),
+                    owner: owner(resource::CPU, cpu.apic_id.0.into()),
+                }
             })
             .collect();
         let functions = topology
@@ -327,14 +357,16 @@ impl Inventory {
             .iter()
             .zip(&topology.isolation)
             .zip(&topology.classes)
-            .map(|((facts, isolation), &class)| Function {
+            .zip(&topology.lines)
+            .map(|(((facts, isolation), &class), lines)| Function {
                 function: facts.function,
                 class,
                 kind: facts.kind,
                 isolation: *isolation,
                 unit: topology.unit_of(&dmar, facts.function),
-                intx: None,
-                messages: 1,
+                intx: lines.line,
+                intx_disabled: lines.disabled,
+                messages: lines.messages,
                 ats_required: false,
                 owner: owner(
                     resource::FUNCTION,
@@ -394,20 +426,31 @@ impl Inventory {
     }
 }
 
-/// The number of the partition that is launched next.
+/// The number of the partition that is launched next: one that was not used before, unless all were,
+/// and whose place in the exchange is nobody's.
 #[must_use]
 pub fn next_partition(kernel: &Kernel) -> PartitionId {
-    let highest = kernel
-        .view()
-        .into_iter()
-        .flat_map(|view| view.entries())
-        .filter_map(|entry| match entry.word.owner {
-            Owner::Partition(partition) => Some(partition.0),
+    const MOST: u16 = 0x7fff;
+    let partitions = || {
+        let owners = kernel.view().into_iter().flat_map(|view| view.entries());
+        owners.filter_map(|entry| match entry.word.owner {
+            Owner::Partition(partition) => Some(partition),
             _ => None,
         })
-        .max()
-        .unwrap_or(0);
-    PartitionId(highest.max(kernel.me.0).max(kernel.launches) + 1)
+    };
+    let is_free = |number: &u16| {
+        let place = Exchange::place(PartitionId(*number));
+        partitions()
+            .chain([kernel.me])
+            .all(|partition| Exchange::place(partition) != place)
+    };
+    let highest = partitions().map(|partition| partition.0).max().unwrap_or(0);
+    let used = highest.max(kernel.me.0).max(kernel.launches);
+    // Two of the places at most are taken, so there is always one.
+    let number = (used.saturating_add(1)..=MOST)
+        .chain(1..=MOST)
+        .find(is_free);
+    PartitionId(number.unwrap_or(0))
 }
 
 /// The ledger's memory, with what this kernel uses of its own told apart from what is free.
@@ -481,6 +524,8 @@ pub struct Wish<'a> {
     pub functions: Vec<FunctionRequest>,
     /// Its singletons.
     pub singletons: Vec<u64>,
+    /// What is doubtful is refused.
+    pub strict: bool,
 }
 
 /// Bytes a successor gets.
@@ -509,7 +554,7 @@ impl Wish<'_> {
             functions: &self.functions,
             singletons: &self.singletons,
             accept_unfenced: false,
-            strict: false,
+            strict: self.strict,
         }
     }
 
@@ -557,6 +602,7 @@ impl Wish<'_> {
             ranges: Vec::new(),
             functions,
             singletons: alloc::vec![console],
+            strict: false,
         };
         if wish.cpus.len() < 2 {
             println!("only {} processors are idle", wish.cpus.len());

@@ -22,6 +22,7 @@ use spin::Mutex;
 
 use super::launch::Launched;
 use super::misbehave::Misbehaviour;
+use crate::mark::{WAIT, WAITED, mark};
 use crate::memory::{Carver, Frames};
 use crate::paging::{Access, AddressSpace};
 use crate::{clock, mmio};
@@ -60,6 +61,35 @@ impl Deadline for Timer {
 
     fn expired(&mut self) -> bool {
         self.0.expired()
+    }
+}
+
+/// The clock that bounds a wait for a processor or for another kernel. The wait is over when this is
+/// dropped.
+#[derive(Debug, Default)]
+pub struct Patience {
+    timer: Timer,
+    waiting: bool,
+}
+
+impl Deadline for Patience {
+    fn start(&mut self, microseconds: u32) {
+        self.timer.start(microseconds);
+    }
+
+    fn expired(&mut self) -> bool {
+        if !core::mem::replace(&mut self.waiting, true) {
+            mark::<WAIT>();
+        }
+        self.timer.expired()
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        if self.waiting {
+            mark::<WAITED>();
+        }
     }
 }
 
@@ -337,10 +367,19 @@ pub unsafe fn unit_parts(window: PhysRange, arena: PhysRange) -> (Mmio, DirectMe
 #[must_use]
 pub unsafe fn copy_out(range: PhysRange) -> Vec<u8> {
     let mut copy = Vec::with_capacity(range.length() as usize);
-    for offset in 0..range.length() {
-        let byte = mmio::pointer(PhysAddr(range.base().0 + offset));
-        // SAFETY: the caller's promise; volatile, because the other side may write meanwhile.
-        copy.push(unsafe { byte.read_volatile() });
+    let (mut at, end) = (range.base().0, range.end().0);
+    while at < end {
+        let from = mmio::pointer(PhysAddr(at));
+        if at.is_multiple_of(8) && end - at >= 8 {
+            // SAFETY: the caller's promise; volatile, because the other side may write meanwhile.
+            let word = unsafe { from.cast::<u64>().read_volatile() };
+            copy.extend_from_slice(&word.to_ne_bytes());
+            at += 8;
+        } else {
+            // SAFETY: as above.
+            copy.push(unsafe { from.read_volatile() });
+            at += 1;
+        }
     }
     copy
 }

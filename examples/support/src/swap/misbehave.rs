@@ -3,7 +3,7 @@
 use partition_core::watch::OwnStatus;
 
 use super::command_line::option;
-use crate::{clock, cpu};
+use crate::{clock, cpu, println};
 
 /// Where in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Point {
     Ready,
     /// When asked to expect the commit.
     Expecting,
+    /// From there on: its service processor hears nothing.
+    Deaf,
 }
 
 /// What it does there.
@@ -54,6 +56,7 @@ impl Misbehaviour {
                 "negotiated" => Point::Negotiated,
                 "ready" => Point::Ready,
                 "expecting" => Point::Expecting,
+                "deaf" => Point::Deaf,
                 _ => return None,
             };
             let how = match how {
@@ -65,6 +68,12 @@ impl Misbehaviour {
             };
             Some((point, how))
         }))
+    }
+
+    /// Whether its service processor is to hear nothing.
+    #[must_use]
+    pub fn is_deaf(self) -> bool {
+        matches!(self.0, Some((Point::Deaf, _)))
     }
 
     /// Goes wrong, if this is the point.
@@ -86,6 +95,7 @@ impl Misbehaviour {
             }
             How::Slow => {
                 clock::wait_until(SLOW, || false);
+                println!("@late point={point:?}");
             }
         }
     }

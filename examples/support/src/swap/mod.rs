@@ -4,7 +4,9 @@
 //! [roles](processors::Role): the control processor holds the [`kernel::Kernel`] and follows the
 //! protocol, the service processor serves, freezes and commits.
 
+pub mod asked;
 pub mod attack;
+pub mod bad_plans;
 pub mod bring_up;
 pub mod command_line;
 pub mod control;
@@ -12,16 +14,22 @@ pub mod devices;
 pub mod entered;
 pub mod filtered;
 pub mod first;
+pub mod generator;
+pub mod handoff;
 pub mod handover;
+pub mod holes;
 pub mod inventory;
 pub mod kernel;
 pub mod launch;
+pub mod load;
 pub mod misbehave;
 pub mod modules;
 pub mod own_devices;
 pub mod processors;
 pub mod reclaim;
 pub mod serving;
+pub mod spoil;
+pub mod undo;
 pub mod work;
 
 use handoff_abi::{DomainId, PartitionId};
@@ -47,7 +55,9 @@ pub fn run(entry: Entry, config: &'static Config) -> ! {
     let start_info = match entry {
         Entry::Pvh { start_info } => start_info,
         // SAFETY: this is the entry, on the successor's first processor.
-        Entry::Successor { argument } => unsafe { entered::enter(config, argument) },
+        Entry::Successor { argument, receipt } => unsafe {
+            entered::enter(config, argument, receipt)
+        },
     };
     // SAFETY: the first UART of a PC is at this port, and nobody else runs yet.
     unsafe { console::init(0x3f8) };

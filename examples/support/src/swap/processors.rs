@@ -7,9 +7,12 @@ use handoff_abi::ApicId;
 use partition_core::apic::XApic;
 use partition_core::cpu::StartState;
 use partition_core::park::{self, ParkArea};
+use partition_core::plan::CpuIdentity;
 use spin::Once;
+use x86_64::registers::model_specific::Msr;
 
 use crate::cpu::{PerCpu, init_this, wait_for_interrupt};
+use crate::mark::{WAITED, mark};
 use crate::{apic, clock, mmio};
 
 /// The most processors a kernel uses; APIC ids are below it on the demo machine.
@@ -17,6 +20,8 @@ pub const MAX: usize = 16;
 /// Wakes a processor that waits for something to do.
 pub const WAKE_VECTOR: u8 = 0xf0;
 const STACK: usize = 256 * 1024;
+/// IA32_BIOS_SIGN_ID (Intel SDM volume 3, section 11.11.7).
+const MICROCODE: u32 = 0x8b;
 /// How long a processor may take to come up, in microseconds.
 const ANSWER: u64 = 2_000_000;
 
@@ -53,6 +58,16 @@ struct Area {
     per_cpu: UnsafeCell<PerCpu>,
     role: AtomicU32,
     result: AtomicU64,
+    identity: Once<Identity>,
+}
+
+/// What a processor said of itself when it came up.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// CPUID.
+    pub cpuid: CpuIdentity,
+    /// The microcode update's revision.
+    pub microcode: u32,
 }
 
 // SAFETY: the stack and the tables are touched by the one processor whose index this is, and by
@@ -65,6 +80,7 @@ static AREAS: [Area; MAX] = [const {
         per_cpu: UnsafeCell::new(PerCpu::new()),
         role: AtomicU32::new(Role::Absent as u32),
         result: AtomicU64::new(0),
+        identity: Once::new(),
     }
 }; MAX];
 
@@ -93,6 +109,12 @@ pub fn present() -> impl Iterator<Item = ApicId> {
     (0..MAX as u32)
         .map(ApicId)
         .filter(|&cpu| role(cpu) != Role::Absent)
+}
+
+/// What a processor said of itself; `None` for one that never came up in this kernel.
+#[must_use]
+pub fn identity(cpu: ApicId) -> Option<Identity> {
+    area(cpu)?.identity.get().copied()
 }
 
 /// Gives a processor that has come up another role, and wakes it.
@@ -132,6 +154,8 @@ pub fn has_come(cpu: ApicId) -> bool {
 }
 
 extern "C" fn start(argument: u64) -> ! {
+    // It may have been halted, waiting, when it was taken for this.
+    mark::<WAITED>();
     let cpu = ApicId(argument as u32);
     let Some(area) = area(cpu) else {
         crate::cpu::halt_forever()
@@ -143,6 +167,7 @@ extern "C" fn start(argument: u64) -> ! {
     // disabled, and uses no other tables from now on.
     unsafe { init_this(per_cpu) };
     apic::enable_this();
+    area.identity.call_once(identify);
     area.role.store(Role::Idle as u32, Ordering::Release);
     run(cpu)
 }
@@ -150,9 +175,30 @@ extern "C" fn start(argument: u64) -> ! {
 /// The first processor takes its place: from here on it does what its role says.
 pub fn run_first(cpu: ApicId, role: Role) -> ! {
     if let Some(area) = area(cpu) {
+        area.identity.call_once(identify);
         area.role.store(role as u32, Ordering::Release);
     }
     run(cpu)
+}
+
+/// Asks the processor that calls this.
+fn identify() -> Identity {
+    let cpuid = CpuIdentity::read(|leaf, sub| {
+        let answer = core::arch::x86_64::__cpuid_count(leaf, sub);
+        [answer.eax, answer.ebx, answer.ecx, answer.edx]
+    });
+    let mut register = Msr::new(MICROCODE);
+    // The revision is there after a write of 0 and CPUID leaf 1.
+    // SAFETY: every processor with 64-bit mode has the register; a write of 0 asks for the revision
+    // and installs nothing.
+    unsafe { register.write(0) };
+    let _ = core::arch::x86_64::__cpuid(1);
+    // SAFETY: as above; to read it changes nothing.
+    let revision = unsafe { register.read() };
+    Identity {
+        cpuid,
+        microcode: cpuid.microcode(revision),
+    }
 }
 
 fn run(cpu: ApicId) -> ! {

@@ -11,16 +11,17 @@ use iommu::Reach;
 use iommu::vtd::{self, Unit};
 use partition_core::ledger::{LedgerView, Steward};
 
+use super::handoff::{HANDOFF, handoff_at};
 use super::inventory::Topology;
-use super::kernel::{DMA_FLOOR, Failure, Kernel, Timer, copy_in, copy_out, failure, unit_parts};
-use super::launch::{claim, function_number, handoff_at, interrupts_of};
+use super::kernel::{DMA_FLOOR, Failure, Kernel, Patience, copy_in, copy_out, failure, unit_parts};
+use super::launch::{function_number, interrupts_of};
 use super::processors::{self, Role};
+use super::undo::claim;
 use super::{devices, domain_of, own_devices, serving};
+use crate::mark::{RECLAIM, RECLAIMED, mark};
 use crate::paging::Access;
 use crate::{clock, mmio, println};
 
-/// Bytes of one handoff's place.
-const HANDOFF: u64 = 8192;
 /// How long an old kernel's processor may take to park, in microseconds.
 const PARK: u32 = 5_000_000;
 
@@ -155,11 +156,12 @@ pub fn reclaim(kernel: &mut Kernel) -> Result<(), Failure> {
     let old = kernel
         .prime
         .ok_or_else(|| failure!("there is nobody to reclaim from"))?;
+    mark::<RECLAIM>();
     let begin = clock::now();
     let me = kernel.owner();
     let cpus = kernel.cpus_of(Owner::Partition(old));
     for &cpu in &cpus {
-        let proof = kernel.park.confirm(cpu, PARK, &mut Timer::default())?;
+        let proof = kernel.park.confirm(cpu, PARK, &mut Patience::default())?;
         kernel.steward()?.release_cpu(proof, me)?;
         claim(kernel, cpu)?;
         let works = processors::works(cpu);
@@ -184,6 +186,7 @@ pub fn reclaim(kernel: &mut Kernel) -> Result<(), Failure> {
     take_devices(kernel, old, &memory, &functions)?;
     kernel.steward()?.join()?;
     kernel.prime = None;
+    mark::<RECLAIMED>();
     if let Some(watch) = partition_core::watch::Watch::join(kernel.exchange, old) {
         watch.clear();
     }

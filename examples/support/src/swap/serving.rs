@@ -4,7 +4,7 @@
 //! The control processor speaks to it through one word. Nothing of the critical path, from the
 //! freeze to the first service of the next kernel, waits for any other processor of either kernel.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use handoff_abi::{Exchange, Ledger, PartitionId, state};
 use partition_core::ledger::{Armed, LedgerView, Steward};
@@ -14,6 +14,7 @@ use spin::{Mutex, Once};
 use super::processors::{Role, role};
 use crate::clock;
 use crate::cpu::{apic_id, wait_for_interrupt};
+use crate::mark::{COMMITTED, FREEZE, SERVED, TAKEN, mark};
 use crate::service::Service;
 
 /// How long the service may take to come to rest, in microseconds.
@@ -31,6 +32,10 @@ pub enum Order {
     Serve,
     /// Serve without waiting for interrupts: they go to the next kernel already.
     Poll,
+    /// Take nothing any more, and be ready to freeze.
+    Rest,
+    /// Answer: nothing is taken any more; halted.
+    Resting,
     /// Freeze, and commit as soon as frozen.
     FreezeAndCommit,
     /// Freeze, and hold until told to commit or to serve on.
@@ -55,9 +60,11 @@ pub enum Order {
     Held,
 }
 
-const ORDERS: [Order; 13] = [
+const ORDERS: [Order; 15] = [
     Order::Serve,
     Order::Poll,
+    Order::Rest,
+    Order::Resting,
     Order::FreezeAndCommit,
     Order::FreezeAndHold,
     Order::Frozen,
@@ -72,6 +79,8 @@ const ORDERS: [Order; 13] = [
 ];
 
 static ORDER: AtomicU32 = AtomicU32::new(Order::Stand as u32);
+/// Whether the service processor spins for a commit.
+static EXPECTS: AtomicBool = AtomicBool::new(false);
 static FROZEN_AT: AtomicU64 = AtomicU64::new(0);
 static COMMITTED_AT: AtomicU64 = AtomicU64::new(0);
 static SERVED_AT: AtomicU64 = AtomicU64::new(0);
@@ -92,6 +101,13 @@ pub fn order() -> Order {
 /// Gives an order.
 pub fn give(order: Order) {
     ORDER.store(order as u32, Ordering::Release);
+}
+
+/// Whether the service processor spins for the commit of another kernel: only then may that kernel
+/// be told to commit.
+#[must_use]
+pub fn expects() -> bool {
+    EXPECTS.load(Ordering::Acquire)
 }
 
 /// Gives the service processor the right to commit.
@@ -174,14 +190,22 @@ pub fn run(service: &mut Service<'static>) {
                 freeze_and_commit(service, asked == Order::FreezeAndHold, &status);
             }
             asked @ (Order::Expect | Order::ExpectAndHold) => {
-                if clock::wait_until(EXPECT, || mine() || order() != asked) && order() == asked {
+                EXPECTS.store(true, Ordering::Release);
+                let heard = clock::wait_until(EXPECT, || mine() || order() != asked);
+                EXPECTS.store(false, Ordering::Release);
+                if heard && order() == asked {
                     take(service, asked == Order::ExpectAndHold, &status);
                 } else if order() == asked {
                     give(Order::Stand);
                 }
             }
+            Order::Rest => give(Order::Resting),
             Order::Thaw | Order::Commit => give(Order::Thawed),
-            now @ (Order::Stand | Order::Frozen | Order::Committed | Order::Held) => {
+            now @ (Order::Resting
+            | Order::Stand
+            | Order::Frozen
+            | Order::Committed
+            | Order::Held) => {
                 wait_for_interrupt(|| order() != now || role(apic_id()) != Role::Service);
             }
         }
@@ -189,6 +213,7 @@ pub fn run(service: &mut Service<'static>) {
 }
 
 fn freeze_and_commit(service: &mut Service<'static>, hold: bool, status: &impl Fn(u32)) {
+    mark::<FREEZE>();
     let mut go = service.drain_and_freeze(DRAIN).is_ok();
     FROZEN_AT.store(clock::tsc(), Ordering::Relaxed);
     status(state::FROZEN);
@@ -203,6 +228,7 @@ fn freeze_and_commit(service: &mut Service<'static>, hold: bool, status: &impl F
     let steward = if go {
         match armed.commit() {
             Ok(()) => {
+                mark::<COMMITTED>();
                 give(Order::Committed);
                 return;
             }
@@ -222,6 +248,7 @@ fn thaw(service: &mut Service<'static>, status: &impl Fn(u32)) {
 }
 
 fn take(service: &mut Service<'static>, hold: bool, status: &impl Fn(u32)) {
+    mark::<TAKEN>();
     COMMITTED_AT.store(clock::tsc(), Ordering::Relaxed);
     if hold {
         give(Order::Held);
@@ -232,6 +259,7 @@ fn take(service: &mut Service<'static>, hold: bool, status: &impl Fn(u32)) {
     SWAPS.store(service.workload().swaps(), Ordering::Relaxed);
     service.start();
     service.poll();
+    mark::<SERVED>();
     SERVED_AT.store(clock::tsc(), Ordering::Relaxed);
     status(state::SERVING);
     give(Order::Serve);

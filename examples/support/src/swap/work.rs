@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use acpi_capture::Capture;
 use baton_workload::Workload;
 use baton_workload::layout::{Geometry, MAGIC, VERSION};
 use baton_workload::memory::Memory;
@@ -12,13 +13,15 @@ use handoff_abi::{
 use spin::Mutex;
 
 use super::first::set_aside;
-use super::kernel::{Failure, Kernel, failure};
+use super::kernel::{Failure, Kernel, copy_out, failure};
 use super::serving::{self, Order};
 use super::{NIC_VECTOR, devices};
+use crate::mmio::Mmio;
 use crate::net::{self, Address, Net};
 use crate::paging::Access;
+use crate::pci::Ecam;
 use crate::service::Service;
-use crate::virtio::Places;
+use crate::virtio::{self, Places};
 use crate::{clock, mmio};
 
 /// What a handoff says of the workload's layout.
@@ -134,12 +137,76 @@ pub fn adopt(kernel: &mut Kernel) -> Result<(), Failure> {
             nic.function
         ));
     }
+    let function = PciFunction {
+        segment: (nic.function >> 16) as u16,
+        requester: RequesterId(nic.function as u16),
+    };
+    nic.check(&look_at(kernel, function)?.registers())?;
     for window in net::windows(&nic) {
         kernel.map(super::kernel::page_of(window.base()), Access::Device)?;
     }
-    // SAFETY: the windows are mapped, and the ledger says that the function is the workload's.
+    // SAFETY: the windows are mapped; the ledger says that the function is the workload's, and the
+    // function's own configuration space that these are its registers.
     let net = unsafe { Net::adopt(workload) }?;
     take(kernel, net)
+}
+
+/// Writes nonsense into the workload's memory, as a device or a former owner could. For tests.
+///
+/// `ring`: the receive ring seems to have been used for more frames than there are descriptors. The
+/// service ends with it. `registers`: the header names registers as the device's that are not; once
+/// more, and it names the right ones again. Nobody but a kernel that adopts the workload reads them.
+///
+/// # Errors
+/// Where this kernel does not serve the workload, or `what` is neither.
+pub fn wreck(kernel: &Kernel, what: &str) -> Result<(), Failure> {
+    if serving::order() != Order::Serve {
+        return Err(failure!("this kernel does not serve").refusal());
+    }
+    let range = PhysRange::new(kernel.workload.base, kernel.workload.length)?;
+    let mut workload = Workload::adopt(&memory(range)?, range.base().0)?;
+    match (what, workload.nic()) {
+        ("ring", _) => {}
+        ("registers", Some(mut nic)) => {
+            nic.notify[1] ^= 1 << 40;
+            workload.set_nic(&nic);
+            return Ok(());
+        }
+        _ => return Err(failure!("there is no '{what}' to wreck").refusal()),
+    }
+    let used = workload.receive.addresses(range.base().0).used;
+    // SAFETY: the used ring lies in the workload's memory, which is mapped for good; others access
+    // it with atomics only, and what is stored is two bytes of a ring that nobody trusts.
+    let ring = unsafe { Mmio::new(PhysAddr(used), 4) };
+    // The index is behind the flags (Virtual I/O Device 1.2, section 2.7.8).
+    ring.write16(2, ring.read16(2).wrapping_add(1 << 14));
+    super::processors::wake(kernel.service_cpu);
+    Ok(())
+}
+
+/// Where the registers of the workload's device are. Its configuration space is none of this
+/// partition's: it is only read, nothing of it is kept, and where it is says the captured MCFG.
+fn look_at(kernel: &mut Kernel, function: PciFunction) -> Result<Places, Failure> {
+    // SAFETY: the window maps the baton.
+    let bytes = unsafe { copy_out(kernel.baton.capture) };
+    let captured = Capture::parse(&bytes)?;
+    let mcfg = captured
+        .mcfg()
+        .ok_or_else(|| failure!("there is no MCFG table"))??;
+    let bus = function.requester.bus();
+    let allocation = mcfg
+        .allocation_of(function.segment, bus)
+        .ok_or_else(|| failure!("function {function} has no configuration space"))?;
+    kernel.map(Ecam::range(allocation.base, bus, bus), Access::Device)?;
+    // SAFETY: just mapped, for good.
+    let ecam = unsafe { Ecam::new(allocation.base, bus, bus) };
+    let device = ecam
+        .function(function.requester)
+        .ok_or_else(|| failure!("function {function} does not answer"))?;
+    if (device.vendor(), device.device()) != (virtio::VENDOR, virtio::NET) {
+        return Err(failure!("function {function} is no network device"));
+    }
+    Ok(Places::find(&device)?)
 }
 
 /// A register of the network device.
@@ -155,6 +222,13 @@ fn take(kernel: &Kernel, net: Net<'static>) -> Result<(), Failure> {
         .ok_or_else(|| failure!("the network stack does not take the workload's configuration"))?;
     *SERVICE.lock() = Some(Box::new(service));
     Ok(())
+}
+
+/// How often the workload that was adopted has changed hands, as it says itself.
+#[must_use]
+pub fn swaps() -> Option<u64> {
+    let service = SERVICE.lock();
+    service.as_ref().map(|service| service.workload().swaps())
 }
 
 /// The service processor's loop.
