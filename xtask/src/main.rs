@@ -7,25 +7,18 @@ mod client;
 mod console;
 mod demo;
 mod event;
+mod holes;
 mod machine;
 mod mutants;
 mod paths;
 mod pcap;
 mod picture;
 mod process;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for the bench that counts instructions")
-)]
 mod qmp;
 mod report;
 mod session;
 mod setup;
 mod test;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for the bench that counts instructions")
-)]
 mod trace;
 mod ui;
 

@@ -1,4 +1,4 @@
-//! Seeded mistakes in the VT-d driver: each must be caught by the strict tests.
+//! Seeded mistakes in the IOMMU drivers: each must be caught by the strict tests.
 //!
 //! A mutant is a file in `iommu/mutants` that names a source file, says what it breaks, and gives a
 //! snippet of the source with its replacement. The crates concerned are copied to a workspace of
@@ -11,13 +11,21 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// What the copied workspace is made of.
 const CRATES: [&str; 3] = ["handoff-abi", "iommu", "iommu/model"];
-/// The integration tests of `iommu` that have to notice.
-const TESTS: &str = "strict_*";
+/// The integration tests of `iommu` that have to notice, and the part of it that only one of them
+/// tests.
+const TESTS: [(&str, &str); 2] = [
+    ("iommu/src/vtd", "strict_vtd"),
+    ("iommu/src/amd", "strict_amd"),
+];
+/// How many mutants are tried at a time, each in a workspace of its own. Most of the time goes into
+/// compiling, which uses one processor.
+const WORKERS: usize = 2;
 /// The longest a run of the tests may take. A mutant that hangs them is caught by that.
 const LIMIT: Duration = Duration::from_secs(300);
 /// The longest a build may take. Nothing is learnt from a build that takes longer.
@@ -117,7 +125,7 @@ impl fmt::Display for Outcome {
 pub(crate) fn run(
     root: &Path,
     only: Option<&str>,
-    mut progress: impl FnMut(&Outcome),
+    progress: impl FnMut(&Outcome) + Send,
 ) -> Result<Vec<Outcome>, Error> {
     let mut mutants = Mutant::all(&root.join("iommu/mutants"))?;
     if let Some(only) = only {
@@ -132,35 +140,60 @@ pub(crate) fn run(
     let path = base.join("lock");
     let lock = fs::File::create(&path).map_err(at(&path))?;
     lock.lock().map_err(at(&path))?;
-    let workspace = Workspace::copy(root)?;
-    match workspace.test()? {
-        Verdict::Survived => {}
-        other => {
-            let outcome = Outcome {
-                name: "no mutant".into(),
-                breaks: "nothing".into(),
-                verdict: other,
-            };
-            return Err(Error::Baseline(outcome.to_string()));
+    let (mutants, progress) = (Mutex::new(mutants), Mutex::new(progress));
+    let worker = |number: usize| -> Result<Vec<Outcome>, Error> {
+        let workspace = Workspace::copy(root, &base.join(format!("worker-{number}")))?;
+        match workspace.test(&TESTS.map(|(_, tests)| tests))? {
+            Verdict::Survived => {}
+            other => {
+                let outcome = Outcome {
+                    name: "no mutant".into(),
+                    breaks: "nothing".into(),
+                    verdict: other,
+                };
+                return Err(Error::Baseline(outcome.to_string()));
+            }
         }
-    }
+        let mut outcomes = Vec::new();
+        while let Some(mutant) = locked(&mutants).pop() {
+            let verdict = workspace.with(&mutant)?;
+            let outcome = Outcome {
+                name: mutant.name,
+                breaks: mutant.breaks,
+                verdict,
+            };
+            locked(&progress)(&outcome);
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    };
+    let results: Vec<_> = thread::scope(|scope| {
+        let worker = &worker;
+        let workers: Vec<_> = (1..=WORKERS)
+            .map(|number| scope.spawn(move || worker(number)))
+            .collect();
+        let results = workers.into_iter().map(|one| match one.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        results.collect()
+    });
     let mut outcomes = Vec::new();
-    for mutant in mutants {
-        let verdict = workspace.with(&mutant)?;
-        let outcome = Outcome {
-            name: mutant.name,
-            breaks: mutant.breaks,
-            verdict,
-        };
-        progress(&outcome);
-        outcomes.push(outcome);
+    for result in results {
+        outcomes.extend(result?);
     }
+    outcomes.sort_by(|one, other| one.name.cmp(&other.name));
     let failed: Vec<_> = outcomes.iter().filter(|o| !o.caught()).cloned().collect();
     if failed.is_empty() {
         Ok(outcomes)
     } else {
         Err(Error::Failed(failed))
     }
+}
+
+/// What a lock guards is whole even where another thread panicked.
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A mistake to make.
@@ -224,8 +257,7 @@ struct Workspace {
 }
 
 impl Workspace {
-    fn copy(from: &Path) -> Result<Self, Error> {
-        let base = from.join("target/mutants");
+    fn copy(from: &Path, base: &Path) -> Result<Self, Error> {
         let root = base.join("workspace");
         if root.exists() {
             fs::remove_dir_all(&root).map_err(at(&root))?;
@@ -255,23 +287,22 @@ impl Workspace {
         }
         let mutated = source.replacen(&mutant.original, &mutant.replacement, 1);
         fs::write(&path, mutated).map_err(at(&path))?;
-        let verdict = self.test();
+        let own = TESTS.iter().find(|(part, _)| mutant.file.starts_with(part));
+        let tests = match own {
+            Some(&(_, tests)) => vec![tests],
+            // What both drivers use both have to be tested with.
+            None => TESTS.map(|(_, tests)| tests).to_vec(),
+        };
+        let verdict = self.test(&tests);
         fs::write(&path, source).map_err(at(&path))?;
         verdict
     }
 
-    fn cargo(&self, arguments: &[&str]) -> Command {
+    fn cargo(&self, tests: &[&str], arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command
-            .args([
-                "test",
-                "--offline",
-                "--quiet",
-                "-p",
-                "iommu",
-                "--test",
-                TESTS,
-            ])
+            .args(["test", "--offline", "--quiet", "-p", "iommu"])
+            .args(tests.iter().flat_map(|tests| ["--test", tests]))
             .args(arguments)
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
@@ -287,12 +318,12 @@ impl Workspace {
     }
 
     /// Builds and runs the tests. `Survived` says that all passed.
-    fn test(&self) -> Result<Verdict, Error> {
-        let (built, output) = self.run(self.cargo(&["--no-run"]), "build", BUILD_LIMIT)?;
+    fn test(&self, tests: &[&str]) -> Result<Verdict, Error> {
+        let (built, output) = self.run(self.cargo(tests, &["--no-run"]), "build", BUILD_LIMIT)?;
         if !built.is_some_and(|status| status.success()) {
             return Ok(Verdict::DoesNotCompile(last_lines(&output, 30)));
         }
-        let (ran, output) = self.run(self.cargo(&["--no-fail-fast"]), "run", LIMIT)?;
+        let (ran, output) = self.run(self.cargo(tests, &["--no-fail-fast"]), "run", LIMIT)?;
         Ok(match ran {
             None => Verdict::Hung,
             Some(status) if status.success() => Verdict::Survived,

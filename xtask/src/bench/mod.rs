@@ -1,13 +1,18 @@
-//! `cargo xtask bench`: what a swap costs beside the ways there are today. Figures, not tests.
+//! `cargo xtask bench`: what a swap costs, in instructions and accesses that repeat exactly, and in
+//! wall time beside the ways there are today. Figures, not tests.
+
+mod counted;
+mod spent;
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use crate::baseline::{self, Baseline};
-use crate::build;
+use crate::build::{self, Images};
 use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
 use crate::machine::{Machine, MachineOptions, TRACE_MMIO};
@@ -17,17 +22,37 @@ use crate::session::{self, Manner, Session};
 use crate::setup::Toolchain;
 use crate::ui::{Screen, duration};
 
+/// The most instructions that freeze to first service may take with one request.
+const BUDGET: u64 = 100_000;
+
+/// How often the counted machine runs: all its figures must be the same.
+const RUNS: usize = 2;
+
+/// How many functions are shown of those that instructions were spent in.
+const SHOWN: usize = 8;
+
 /// What is to be measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct BenchOptions {
+    /// Only the part that counts instructions and accesses.
+    #[arg(long)]
+    pub(crate) counted: bool,
     /// How often the kernel is swapped.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) swaps: u64,
 }
 
-/// The figures, all in wall time of one host: only their ratios mean anything.
+/// The figures.
 #[derive(Clone, Debug, Serialize)]
 struct Bench {
+    counted: Vec<counted::Swap>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wall: Option<Wall>,
+}
+
+/// All in wall time of one host: only their ratios mean anything.
+#[derive(Clone, Debug, Serialize)]
+struct Wall {
     swap_client_gap_us: Vec<u64>,
     swap_blackout_ns: Vec<u64>,
     baseline: Baseline,
@@ -38,7 +63,101 @@ pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen
     let images = build::run(toolchain, &build::KERNELS, screen)?;
     let directory = paths::target().join("bench");
     fs::create_dir_all(&directory)?;
+    let counted = count(&images, &directory, toolchain, screen)?;
+    let wall = if options.counted {
+        None
+    } else {
+        Some(compare(options, &images, &directory, screen)?)
+    };
+    let file = directory.join("bench.json");
+    fs::write(
+        &file,
+        serde_json::to_string_pretty(&Bench { counted, wall })?,
+    )?;
+    screen.line(&format!("  figures  {}", paths::shown(&file)));
+    Ok(())
+}
 
+/// The chain on a machine whose time is instructions, more than once.
+fn count(
+    images: &Images,
+    directory: &Path,
+    toolchain: &Toolchain,
+    screen: &Screen,
+) -> Result<Vec<counted::Swap>> {
+    let step = screen.step("Swaps, counted");
+    let plugin = counted::plugin(toolchain, &step)?;
+    let mut runs = (1..=RUNS).map(|run| {
+        let directory = directory.join(format!("counted-{run}"));
+        counted::run(images, &plugin, &directory, &step)
+    });
+    let first = runs.next().context("there is a first run")??;
+    for again in runs {
+        let again = again?;
+        if again != first {
+            fs::write(
+                directory.join("differs.json"),
+                serde_json::to_string_pretty(&[&first, &again])?,
+            )?;
+            step.failed("two runs differ");
+            bail!("two runs differ: see {}", paths::shown(directory));
+        }
+    }
+    step.done(&format!("the same in {RUNS} runs"));
+    for swap in &first {
+        screen.heading(&format!(
+            "To {}, {} waiting at the freeze, instructions and accesses counted",
+            swap.to,
+            if swap.requests == 1 {
+                "1 request".to_owned()
+            } else {
+                format!("{} requests", swap.requests)
+            }
+        ));
+        screen.line(
+            "                     instructions   waits    MMIO   ports  config  commands  IOMMU waits",
+        );
+        for (what, cost) in [
+            ("fence", &swap.fence),
+            ("launch to ready", &swap.launch_to_ready),
+            ("freeze to service", &swap.freeze_to_service),
+            ("reclaim", &swap.reclaim),
+        ] {
+            screen.line(&format!(
+                "  {what:<18} {:>12} {:>7} {:>7} {:>7} {:>7} {:>9} {:>12}",
+                cost.instructions,
+                cost.waits,
+                cost.mmio.total(),
+                cost.ports.total(),
+                cost.config.total(),
+                cost.invalidation_commands,
+                cost.invalidation_waits
+            ));
+        }
+        let list = |all: &[(String, u64)]| {
+            let shown = all.iter().take(SHOWN);
+            let shown = shown.map(|(name, count)| format!("{count} {name}"));
+            shown.collect::<Vec<_>>().join(", ")
+        };
+        screen.line(&format!("  by crate     {}", list(&swap.spent.crates)));
+        screen.line(&format!("  by function  {}", list(&swap.spent.functions)));
+    }
+    for swap in first.iter().filter(|swap| swap.requests == 1) {
+        let spent = swap.freeze_to_service.instructions;
+        if spent > BUDGET {
+            bail!("freeze to service takes {spent} instructions, more than {BUDGET}");
+        }
+    }
+    Ok(first)
+}
+
+/// The swap beside kexec and reboot, all seen by the same kind of client.
+fn compare(
+    options: &BenchOptions,
+    images: &Images,
+    directory: &Path,
+    screen: &Screen,
+) -> Result<Wall> {
     let step = screen.step("Swaps");
     let mut machine = MachineOptions::demo(&images.first, Some(&images.modules));
     machine.trace.push(TRACE_MMIO.to_owned());
@@ -88,13 +207,9 @@ pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen
             gap as f64 / longest.max(1) as f64
         ));
     }
-    let file = directory.join("bench.json");
-    let bench = Bench {
+    Ok(Wall {
         swap_client_gap_us,
         swap_blackout_ns,
         baseline,
-    };
-    fs::write(&file, serde_json::to_string_pretty(&bench)?)?;
-    screen.line(&format!("  figures  {}", paths::shown(&file)));
-    Ok(())
+    })
 }

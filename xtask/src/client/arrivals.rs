@@ -57,20 +57,6 @@ pub(crate) fn median_outside(arrivals: &[Arrival], windows: &[(u64, u64)]) -> Op
     lengths.get(lengths.len() / 2).copied()
 }
 
-/// The gap between the last answer that says `before` swaps and the first that says one more.
-pub(crate) fn across_swap(arrivals: &[Arrival], before: u8) -> Option<Gap> {
-    let first_after = arrivals
-        .iter()
-        .position(|arrival| arrival.swap == before.wrapping_add(1))?;
-    let last_before = arrivals[..first_after]
-        .iter()
-        .rposition(|arrival| arrival.swap == before)?;
-    Some(Gap {
-        from: arrivals[last_before].at,
-        to: arrivals[first_after].at,
-    })
-}
-
 /// Which kernels answered, in order: letter, swaps and the time of the first answer of each.
 pub(crate) fn served_by(arrivals: &[Arrival]) -> Vec<Arrival> {
     let mut runs: Vec<Arrival> = Vec::new();
@@ -102,18 +88,6 @@ mod tests {
             at(100, b'b', 1),
             at(112, b'b', 1),
         ]
-    }
-
-    #[test]
-    fn the_gap_across_a_swap_lies_between_two_kernels() {
-        assert_eq!(across_swap(&some(), 0), Some(Gap { from: 20, to: 90 }));
-        assert_eq!(across_swap(&some(), 1), None);
-    }
-
-    #[test]
-    fn the_count_of_swaps_wraps() {
-        let arrivals = [at(1, b'a', 255), at(5, b'b', 0)];
-        assert_eq!(across_swap(&arrivals, 255), Some(Gap { from: 1, to: 5 }));
     }
 
     #[test]

@@ -3,10 +3,6 @@
 //! Nothing is ever sent twice. A request that is not answered in time is given up and reported, so
 //! that a lost packet shows as what it is.
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "for the bench that counts instructions")
-)]
 pub(crate) mod arrivals;
 mod book;
 pub(crate) mod wire;

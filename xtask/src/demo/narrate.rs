@@ -81,7 +81,12 @@ pub(super) fn sentence(event: &Event) -> Option<String> {
             size("bytes"),
             text("why")
         ),
-        "rolled-back" | "undo" | "undone" | "taken" | "quarantined" | "fence" => event.to_string(),
+        "fence" => format!(
+            "fence: {} devices moved at once, {} invalidation",
+            text("devices"),
+            text("method").to_lowercase()
+        ),
+        "rolled-back" | "undo" | "undone" | "taken" | "quarantined" => event.to_string(),
         "panic" | "exception" => format!("*** {event}"),
         _ => return None,
     })

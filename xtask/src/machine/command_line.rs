@@ -24,7 +24,6 @@ pub(crate) const TRACE_ALWAYS: &[&str] = &[
     "virtio_queue_notify",
     "vtd_inv_desc*",
     "vtd_dmar_fault",
-    "vtd_frr_new",
     "vtd_reg_read",
     "vtd_reg_write",
     "vtd_reg_write_gcmd",
@@ -48,11 +47,13 @@ pub(crate) enum Iommu {
     None,
 }
 
-/// Time that is counted in instructions.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Icount {
-    /// Nanoseconds of guest time for each instruction, as a power of two.
-    pub(crate) shift: u8,
+/// A machine whose time is instructions, one nanosecond each, and whose load comes from inside.
+#[derive(Clone, Debug)]
+pub(crate) struct Counted {
+    /// The plugin that counts.
+    pub(crate) plugin: PathBuf,
+    /// The marks between which it also says where the instructions were.
+    pub(crate) kept: (u8, u8),
 }
 
 /// A device that copies memory and raises interrupts on demand.
@@ -85,8 +86,9 @@ pub(crate) struct MachineOptions {
     pub(crate) modules: Option<PathBuf>,
     /// The first kernel's command line.
     pub(crate) append: String,
-    /// Count instructions.
-    pub(crate) icount: Option<Icount>,
+    /// Count instructions. A second network device on the same wire makes the load then, and the
+    /// host reaches the service no more.
+    pub(crate) counted: Option<Counted>,
     /// Trace events that are on from the start.
     pub(crate) trace: Vec<String>,
     /// Anything else.
@@ -106,7 +108,7 @@ impl MachineOptions {
             kernel: kernel.to_path_buf(),
             modules: modules.map(Path::to_path_buf),
             append: String::new(),
-            icount: None,
+            counted: None,
             trace: TRACE_ALWAYS.iter().map(|&name| name.to_owned()).collect(),
             extra: Vec::new(),
         }
@@ -132,8 +134,11 @@ impl MachineOptions {
         line.one("-nodefaults").one("-no-user-config").one("-S");
         line.pair("-display", "none");
         line.pair("-msg", "timestamp=on");
-        if let Some(icount) = self.icount {
-            line.pair("-icount", &format!("shift={},sleep=off", icount.shift));
+        if let Some(counted) = &self.counted {
+            line.pair("-icount", "shift=0");
+            let (from, to) = counted.kept;
+            let plugin = escaped(&counted.plugin);
+            line.pair("-plugin", &format!("file={plugin},from={from},to={to}"));
         }
         self.devices(&mut line, &disk, service);
         line.pair(
@@ -154,7 +159,7 @@ impl MachineOptions {
         line.pair("-chardev", &format!("file,id=firmware,path={firmware}"));
         line.pair("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
 
-        line.pair("-d", "guest_errors");
+        line.pair("-d", "guest_errors,plugin");
         for pattern in &self.trace {
             line.pair("-trace", pattern);
         }
@@ -192,21 +197,33 @@ impl MachineOptions {
         };
 
         let port = root_port(line);
-        line.pair(
-            "-netdev",
-            &format!(
-                "user,id=net,hostfwd=udp:{}:{}-:{GUEST_PORT}",
-                service.ip(),
-                service.port()
-            ),
-        );
-        line.pair(
-            "-device",
-            // Without an option ROM: the firmware's network boot would drive the device first.
-            &format!(
-                "virtio-net-pci,id=nic,netdev=net,bus=port{port},{behind},ioeventfd=off,romfile="
-            ),
-        );
+        // Without an option ROM: the firmware's network boot would drive the device first.
+        // Where instructions are counted it sends by a timer of the machine: a thread of the
+        // emulator's own would do so at any time.
+        let timed = if self.counted.is_some() {
+            ",tx=timer"
+        } else {
+            ""
+        };
+        let nic = |id: &str, netdev: &str, port: u32| {
+            format!(
+                "virtio-net-pci,id={id},netdev={netdev},bus=port{port},{behind},ioeventfd=off,romfile={timed}"
+            )
+        };
+        if self.counted.is_some() {
+            line.pair("-netdev", "hubport,id=net,hubid=0");
+            line.pair("-netdev", "hubport,id=load,hubid=0");
+        } else {
+            line.pair(
+                "-netdev",
+                &format!(
+                    "user,id=net,hostfwd=udp:{}:{}-:{GUEST_PORT}",
+                    service.ip(),
+                    service.port()
+                ),
+            );
+        }
+        line.pair("-device", &nic("nic", "net", port));
         let port = root_port(line);
         line.pair(
             "-drive",
@@ -239,6 +256,10 @@ impl MachineOptions {
                     }
                 }
             }
+        }
+        if self.counted.is_some() {
+            let port = root_port(line);
+            line.pair("-device", &nic("load", "load", port));
         }
     }
 }

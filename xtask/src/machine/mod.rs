@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-pub(crate) use command_line::{Iommu, MachineOptions, TRACE_INTERRUPTS, TRACE_MMIO};
+pub(crate) use command_line::{Counted, Iommu, MachineOptions, TRACE_INTERRUPTS, TRACE_MMIO};
 
 use crate::console::{Console, Watcher};
 use crate::process::bound_command;
@@ -237,7 +237,7 @@ impl Machine {
     /// How often the whole machine was reset, as the emulator says.
     pub(crate) fn resets(&self) -> usize {
         let events = self.qmp.events();
-        events.iter().filter(|event| event.name == "RESET").count()
+        events.iter().filter(|name| *name == "RESET").count()
     }
 
     /// Ends the emulator in good order, so that all its logs are complete.

@@ -152,8 +152,12 @@ pub(crate) struct Fence {
     pub(crate) memory_attempts: u64,
     /// Fault records that kernels drained and that the emulator's trace confirms.
     pub(crate) fault_records: u64,
-    /// What this emulator is known not to enforce or record.
-    pub(crate) not_enforced_by_emulator: Vec<String>,
+    /// What this emulator was found not to enforce or not to record, on a machine of its own.
+    pub(crate) not_enforced_by_emulator: Vec<Hole>,
+    /// What emulators were known not to enforce or not to record, and this one does.
+    pub(crate) enforced_by_emulator_too: Vec<Hole>,
+    /// What cannot be seen on an emulator, whatever it enforces.
+    pub(crate) not_shown_by_emulator: Vec<String>,
     /// Invalidation descriptors, waits not counted.
     pub(crate) invalidation_commands: u64,
     /// Wait descriptors.
@@ -186,6 +190,32 @@ pub(crate) struct Attempt {
     /// The emulator's trace shows it too: the same fault (source, address and direction), or an
     /// interrupt message with this address that was not delivered.
     pub(crate) confirmed: bool,
+}
+
+/// An attempt that emulators are known to treat otherwise than hardware.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hole {
+    /// What was attempted.
+    pub(crate) what: String,
+    /// What the architecture says of it.
+    pub(crate) expected: String,
+    /// What was seen.
+    pub(crate) observed: String,
+    /// Whether it had no effect.
+    pub(crate) blocked: bool,
+    /// Whether it left a fault record.
+    pub(crate) recorded: bool,
+    /// Whether the emulator's trace shows the same.
+    pub(crate) confirmed: bool,
+    /// The test against the register model that proves what is expected.
+    pub(crate) proved_by: String,
+}
+
+impl Hole {
+    /// Whether the emulator did what hardware does.
+    pub(crate) fn enforced(&self) -> bool {
+        self.blocked && self.recorded
+    }
 }
 
 /// A fault record.
@@ -454,6 +484,15 @@ fn sources() -> BTreeMap<String, String> {
             "fence.fault_records",
             "records that the kernels drained, each found in the emulator's trace with the same \
              source, address and direction",
+        ),
+        (
+            "fence.not_enforced_by_emulator, fence.enforced_by_emulator_too",
+            "a kernel alone on a second machine: the interrupts that came to it, the memory it read \
+             back and the records it drained; each held against the trace of that machine",
+        ),
+        (
+            "fence.not_shown_by_emulator",
+            "a list: what of the emulator's sources cannot be seen from a guest",
         ),
         (
             "fence.invalidation_commands, fence.waits, fence.mmio_writes, fence.mmio_reads",

@@ -42,6 +42,8 @@ fn apt(privilege: Privilege) -> Run {
 pub(super) fn rustup_target(step: &Step) -> Result<()> {
     Run::new("rustup")
         .arguments(["target", "add", KERNEL_TARGET])
+        // Where it fails, its last lines are shown: they are to say why.
+        .unset("RUST_BACKTRACE")
         .directory(paths::workspace())
         .deadline(Duration::from_secs(5 * 60))
         .succeed(|line| step.progress(line))?;

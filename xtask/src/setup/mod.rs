@@ -18,7 +18,8 @@ use facts::{Facts, Privilege};
 /// Where core for the kernels comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Source {
-    /// rustup's ready-made target where possible, else the distribution's source packages.
+    /// rustup's ready-made target where it is there or can be added, else the distribution's source
+    /// packages. What is there already is used first.
     Auto,
     /// rustup's ready-made target only.
     Rustup,
@@ -83,7 +84,12 @@ fn next(facts: &Facts, options: &SetupOptions) -> std::result::Result<Option<Act
     let from_rustup = match options.toolchain {
         Source::Rustup => true,
         Source::Distribution => false,
-        Source::Auto => facts.target || (facts.rustup && !facts.rustup_failed),
+        // Where the distribution has everything already, nothing is missing: rustup is not asked
+        // again on each run for what it could not give on the first.
+        Source::Auto => {
+            let distribution = facts.distribution_missing.is_empty();
+            facts.target || (facts.rustup && !facts.rustup_failed && !distribution)
+        }
     };
     if !from_rustup {
         packages.extend(facts.distribution_missing.iter().copied());
@@ -282,6 +288,22 @@ mod tests {
             ..complete()
         };
         assert_eq!(next(&facts, &options(Source::Auto, false)), Ok(None));
+    }
+
+    #[test]
+    fn a_complete_distribution_is_used_before_rustup_is_asked_for_more() {
+        let facts = Facts {
+            target: false,
+            distribution_missing: Vec::new(),
+            ..complete()
+        };
+        for no_install in [false, true] {
+            assert_eq!(next(&facts, &options(Source::Auto, no_install)), Ok(None));
+        }
+        assert_eq!(
+            next(&facts, &options(Source::Rustup, false)),
+            Ok(Some(Action::RustupTarget))
+        );
     }
 
     #[test]

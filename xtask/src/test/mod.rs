@@ -1,6 +1,9 @@
 //! `cargo xtask test`: everything that can be checked without a person.
 
 mod checks;
+mod facts;
+mod handoffs;
+mod queue;
 mod scenarios;
 
 use std::fs;

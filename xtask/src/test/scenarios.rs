@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use crate::build::{Broken, Images, elf};
 use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
+use crate::holes;
 use crate::machine::{Iommu, Machine, MachineOptions, TRACE_MMIO, kill_all};
 use crate::paths;
 use crate::report::{self, Owned, Report};
@@ -49,11 +50,46 @@ pub(super) const ALL: &[Scenario] = &[
         work: bad_plans,
     },
     Scenario {
+        name: "machine-facts",
+        about: "threads, features, microcode and interrupt lines of the machine decide over plans",
+        long: false,
+        limit: 90,
+        work: super::facts::machine_facts,
+    },
+    Scenario {
+        name: "queue-nonsense",
+        about: "nonsense in a queue is told once, and in the status",
+        long: false,
+        limit: 60,
+        work: super::queue::queue_nonsense,
+    },
+    Scenario {
+        name: "foreign-registers",
+        about: "a workload that names foreign registers is not adopted, and the service goes on",
+        long: false,
+        limit: 90,
+        work: super::queue::foreign_registers,
+    },
+    Scenario {
         name: "bad-images",
         about: "broken images are refused and the service goes on",
         long: false,
         limit: 90,
         work: bad_images,
+    },
+    Scenario {
+        name: "bad-handoffs",
+        about: "a handoff that is wrong in any field is refused by name, and everything is taken back",
+        long: false,
+        limit: 180,
+        work: super::handoffs::bad_handoffs,
+    },
+    Scenario {
+        name: "known-holes",
+        about: "what the emulator does not enforce is what is known of it, and nothing more",
+        long: false,
+        limit: 60,
+        work: known_holes,
     },
     Scenario {
         name: "chain",
@@ -81,7 +117,17 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a successor that hangs is stopped and everything is taken back",
         long: false,
         limit: 180,
-        work: |context| misbehaves(context, &["launched:hang", "negotiated:hang"]),
+        work: |context| {
+            misbehaves(
+                context,
+                &[
+                    "launched:hang",
+                    "negotiated:hang",
+                    "expecting:hang",
+                    "deaf:hang",
+                ],
+            )
+        },
     },
     Scenario {
         name: "successor-loops",
@@ -101,8 +147,11 @@ pub(super) const ALL: &[Scenario] = &[
         name: "successor-slow",
         about: "a successor that wakes up too late finds itself stopped",
         long: true,
-        limit: 240,
-        work: |context| misbehaves(context, &["entered:slow", "negotiated:slow"]),
+        limit: 300,
+        work: |context| {
+            misbehaves(context, &["entered:slow", "negotiated:slow"])?;
+            wakes_up_late(context)
+        },
     },
     Scenario {
         name: "successor-every-fault",
@@ -111,11 +160,12 @@ pub(super) const ALL: &[Scenario] = &[
         limit: 1800,
         work: |context| {
             let mut faults = Vec::new();
-            for point in ["launched", "entered", "negotiated", "ready"] {
+            for point in ["launched", "entered", "negotiated", "ready", "expecting"] {
                 for how in ["hang", "loop", "exit", "slow"] {
                     faults.push(format!("{point}:{how}"));
                 }
             }
+            faults.push("deaf:hang".to_owned());
             misbehaves(context, &faults)
         },
     },
@@ -180,22 +230,22 @@ impl Scenario {
 }
 
 /// What a scenario has to work with.
-struct Context {
+pub(super) struct Context {
     images: Images,
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     screen: Screen,
 }
 
 impl Context {
     /// The demo's machine.
-    fn machine(&self) -> MachineOptions {
+    pub(super) fn machine(&self) -> MachineOptions {
         let mut options = MachineOptions::demo(&self.images.first, Some(&self.images.modules));
         options.trace.push(TRACE_MMIO.to_owned());
         options
     }
 
     /// Boots a machine whose first kernel serves, and puts load on it.
-    fn boot(&self, name: &str, options: &MachineOptions, seed: u64) -> Result<Session> {
+    pub(super) fn boot(&self, name: &str, options: &MachineOptions, seed: u64) -> Result<Session> {
         let silent: Watcher = Arc::new(|_, _| ());
         let mut machine = Machine::start(options, &self.directory.join(name), &silent)?;
         machine.run()?;
@@ -214,7 +264,7 @@ impl Context {
 }
 
 /// Ends the session; the service must have been unharmed throughout.
-fn unharmed(session: Session) -> Result<Report> {
+pub(super) fn unharmed(session: Session) -> Result<Report> {
     let report = report::report(&session.close()?);
     if !report.failures.is_empty() {
         let mut text = report.failures.join("; ");
@@ -246,13 +296,60 @@ fn serve(context: &Context) -> Result<()> {
     unharmed(session).map(drop)
 }
 
+/// Plans that must be refused, and the rule that each breaks.
+const RULES: &[(&str, &str)] = &[
+    ("overlap", "memory-baton"),
+    ("shared-requester", "requester-shared"),
+    ("own-cpu", "cpu-runs-prime"),
+    ("absent-cpu", "cpu-missing"),
+    ("absent-memory", "memory-missing"),
+    ("past-the-end", "memory-missing"),
+    ("absent-function", "function-missing"),
+    ("absent-interrupts", "too-many-interrupts"),
+    ("absent-singleton", "singleton-missing"),
+    ("cpu-twice", "cpu-twice"),
+    ("registers", "memory-missing"),
+    ("firmware", "memory-firmware"),
+];
+
 fn bad_plans(context: &Context) -> Result<()> {
     let mut session = context.boot("machine", &context.machine(), 2)?;
-    for name in session::BAD_PLANS {
+    let before = owners(&mut session)?;
+    for &(name, rule) in RULES {
         session.bad_plan(name)?;
+        let done = session.machine.consoles[0]
+            .command(&format!("plan {name}"), Duration::from_secs(20))?;
+        let broken: Vec<&str> = done
+            .all("refused")
+            .filter_map(|event| event.get("rule"))
+            .collect();
+        ensure!(
+            broken.contains(&rule),
+            "the bad plan `{name}` breaks {broken:?} and not {rule}"
+        );
+        ensure!(
+            done.all("plan").next().is_none(),
+            "the bad plan `{name}` came to something"
+        );
     }
+    let after = owners(&mut session)?;
+    ensure!(
+        before == after,
+        "the machine is not as it was: {}",
+        difference(&before, &after)
+    );
     session.dry_run()?;
     unharmed(session).map(drop)
+}
+
+fn known_holes(context: &Context) -> Result<()> {
+    holes::proofs_are_there(&paths::workspace())?;
+    let silent: Watcher = Arc::new(|_, _| ());
+    let (found, files) = holes::look(&context.images, &context.directory, &silent)?;
+    ensure!(found.failures.is_empty(), "{}", found.failures.join("; "));
+    let reboots = files.firmware_reentries()?;
+    ensure!(reboots == 0, "the machine was rebooted {reboots} times");
+    Ok(())
 }
 
 fn bad_images(context: &Context) -> Result<()> {
@@ -281,7 +378,7 @@ fn bad_images(context: &Context) -> Result<()> {
 
 /// The ledger as the kernel on COM1 prints it on demand. Whether memory that lies side by side and
 /// has one owner is one entry or several makes no difference.
-fn owners(session: &mut Session) -> Result<Vec<Owned>> {
+pub(super) fn owners(session: &mut Session) -> Result<Vec<Owned>> {
     let console = &mut session.machine.consoles[0];
     console.command_ok("status", Duration::from_secs(20))?;
     let history = console.history();
@@ -310,7 +407,7 @@ fn owners(session: &mut Session) -> Result<Vec<Owned>> {
 }
 
 /// What differs between two ledgers, for an error.
-fn difference(before: &[Owned], after: &[Owned]) -> String {
+pub(super) fn difference(before: &[Owned], after: &[Owned]) -> String {
     let only = |these: &[Owned], others: &[Owned]| {
         let these = these.iter().filter(|one| !others.contains(one));
         let shown = these.map(|one| {
@@ -433,7 +530,7 @@ fn misbehaves<S: AsRef<str>>(context: &Context, faults: &[S]) -> Result<()> {
         ensure!(done.result != "ok", "a successor with {fault} took over");
         ensure!(!done.text.is_empty(), "{fault}: no reason was given");
         // Where the kernel has taken everything back by itself there is nothing left to undo.
-        session.machine.consoles[0].command("undo", Duration::from_secs(90))?;
+        session.machine.consoles[0].command_ok("undo", Duration::from_secs(90))?;
         let after = owners(&mut session)?;
         ensure!(
             before == after,
@@ -443,6 +540,26 @@ fn misbehaves<S: AsRef<str>>(context: &Context, faults: &[S]) -> Result<()> {
         session.load.wait_answers(100, Duration::from_secs(10))?;
     }
     session.launch("beta.elf")?;
+    session.hand_over(Manner::Retire, false)?;
+    session.reclaim()?;
+    unharmed(session).map(drop)
+}
+
+/// A successor that was asked to expect the commit and answers when the prime has given up: what it
+/// says then counts for nothing, and the next time it takes over.
+fn wakes_up_late(context: &Context) -> Result<()> {
+    let mut session = context.boot("late", &context.machine(), 9)?;
+    session.launch("beta.elf fault=expecting:slow")?;
+    let done = session.machine.consoles[0].command("handover", Duration::from_secs(20))?;
+    ensure!(
+        done.result == "failed",
+        "the hand-over to a kernel that does not answer ended with {}",
+        done.result
+    );
+    session.load.wait_answers(100, Duration::from_secs(10))?;
+    session.machine.consoles[1].wait_event("late", Duration::from_secs(60))?;
+    // Its answer is on its way while the service goes on.
+    session.load.wait_answers(500, Duration::from_secs(10))?;
     session.hand_over(Manner::Retire, false)?;
     session.reclaim()?;
     unharmed(session).map(drop)

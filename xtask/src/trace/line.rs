@@ -21,10 +21,6 @@ pub(crate) enum What<'a> {
         write: bool,
         /// The CPU.
         cpu: i32,
-        /// Physical address or port.
-        address: u64,
-        /// What was written or read.
-        value: u64,
         /// The region's name.
         region: &'a str,
     },
@@ -67,8 +63,6 @@ pub(crate) enum What<'a> {
     },
     /// The request before it on the same thread was allowed and became an interrupt.
     InterruptRemapped,
-    /// The IOMMU filled a fault recording register.
-    FaultRecord,
     /// A CPU read a register of the IOMMU.
     IommuRead,
     /// A CPU wrote a register of the IOMMU.
@@ -114,8 +108,6 @@ fn what<'a>(event: &str, mut words: Words<'a>) -> Option<What<'a>> {
         "memory_region_ops_write" | "memory_region_ops_read" => What::Access {
             write: event.ends_with("write"),
             cpu: words.after("cpu")?.parse().ok()?,
-            address: hex(words.after("addr")?)?,
-            value: hex(words.after("value")?)?,
             region: words.0.split_once("name '")?.1.strip_suffix('\'')?,
         },
         "virtio_set_status" => What::VirtioStatus {
@@ -140,7 +132,6 @@ fn what<'a>(event: &str, mut words: Words<'a>) -> Option<What<'a>> {
             address: hex(words.after("addr")?)?,
         },
         "vtd_ir_remap_msi" => What::InterruptRemapped,
-        "vtd_frr_new" => What::FaultRecord,
         "vtd_reg_read" => What::IommuRead,
         "vtd_reg_write" => What::IommuWrite {
             offset: hex(words.after("addr")?)?,
@@ -231,8 +222,6 @@ mod tests {
             Some(What::Access {
                 write: true,
                 cpu: 3,
-                address: 0xfe80_3000,
-                value: 1,
                 region: "virtio-pci-notify-virtio-blk"
             })
         );
@@ -242,8 +231,6 @@ mod tests {
             Some(What::Access {
                 write: false,
                 cpu: -1,
-                address: 0xfee0_0000,
-                value: 0,
                 region: "a b"
             })
         );
@@ -327,7 +314,7 @@ mod tests {
             "2026-11-21T14:03:22.559783Z qemu-system-x86_64: warning: no x2apic",
             "1@2.000003:vtd_context_cache_reset ",
             "1@2.000003:vtd_dmar_fault sid",
-            "1@99999999999999999999.000003:vtd_frr_new index 0",
+            "1@99999999999999999999.000003:vtd_inv_desc low 0",
         ] {
             assert_eq!(parse(line), None, "{line}");
         }

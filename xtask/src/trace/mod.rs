@@ -1,6 +1,7 @@
 //! The emulator's trace: what really happened to the devices, whatever any kernel says.
 
 mod line;
+mod marks;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -11,6 +12,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use line::{Record, What, parse};
+use marks::Marks;
+pub(crate) use marks::{Executed, Mark};
 
 /// The transmit queue of a network device (virtio 1.x, 5.1.2: without multiqueue, 0 receives and 1
 /// transmits).
@@ -18,9 +21,6 @@ const TRANSMIT_QUEUE: u16 = 1;
 
 /// Status bit DRIVER_OK (virtio 1.x, 2.1).
 const DRIVER_OK: u8 = 4;
-
-/// The port that kernels write marks to: the firmware's old diagnostic port, which no device uses.
-const MARK_PORT: u64 = 0x80;
 
 /// Bridge control and its secondary bus reset bit (PCI-to-PCI bridge specification, 3.2.5.18).
 const BRIDGE_CONTROL: u16 = 0x3e;
@@ -52,19 +52,6 @@ struct Status {
     at: u64,
     device: usize,
     value: u8,
-}
-
-/// A mark that a kernel left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mark {
-    /// When, nanoseconds since 1970.
-    pub(crate) at: u64,
-    /// Where in the trace.
-    pub(crate) place: Place,
-    /// The CPU.
-    pub(crate) cpu: i32,
-    /// Which mark.
-    pub(crate) value: u8,
 }
 
 /// A blocked request of a device, as the emulated IOMMU saw it.
@@ -125,7 +112,6 @@ enum FenceEvent {
 
 #[derive(Clone, Copy)]
 struct Access {
-    at: u64,
     place: Place,
     cpu: i32,
     region: u32,
@@ -139,10 +125,8 @@ pub(crate) struct Trace {
     statuses: Vec<Status>,
     marks: Vec<Mark>,
     faults: Vec<Fault>,
-    fault_records: u64,
     interrupts: Vec<Interrupt>,
     fence: Vec<(u64, Place, FenceEvent)>,
-    config: Vec<(u64, Place, bool)>,
     bus_resets: Vec<u64>,
     accesses: Vec<Access>,
     regions: Vec<String>,
@@ -184,13 +168,17 @@ impl Trace {
             last_access: HashMap::new(),
             last_interrupt: HashMap::new(),
         };
+        let mut marks = Marks::default();
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line)? > 0 {
             reader.trace.lines += 1;
-            if let Ok(text) = std::str::from_utf8(&line)
-                && let Some(record) = parse(text.trim_end())
-            {
-                reader.take(&record);
+            if let Ok(text) = std::str::from_utf8(&line) {
+                let text = text.trim_end();
+                if let Some(mark) = marks.take(text, reader.trace.lines) {
+                    reader.trace.marks.push(mark);
+                } else if let Some(record) = parse(text) {
+                    reader.take(&record);
+                }
             }
             line.clear();
         }
@@ -283,11 +271,6 @@ impl Trace {
             .filter(move |one| (between.0..=between.1).contains(&one.at))
     }
 
-    /// How many fault recording registers were ever filled.
-    pub(crate) fn fault_records(&self) -> u64 {
-        self.fault_records
-    }
-
     /// What the fence cost over all.
     pub(crate) fn fence(&self) -> FenceCounts {
         self.fence_where(|_, _| true)
@@ -318,45 +301,32 @@ impl Trace {
         counts
     }
 
-    /// Accesses to configuration space between two places.
-    pub(crate) fn config_in(&self, places: &Range<Place>) -> Counts {
-        let mut counts = Counts::default();
-        for (_, place, write) in &self.config {
-            if places.contains(place) {
-                counts.add(*write);
-            }
-        }
-        counts
-    }
-
-    /// Accesses to devices by CPUs between two places, by region. Only what was traced: accesses are
-    /// traced where [`crate::machine::TRACE_MMIO`] is on.
-    pub(crate) fn accesses_in(&self, places: &Range<Place>) -> BTreeMap<&str, Counts> {
+    /// Accesses to devices by some CPUs between two places, by region. Only what was traced: accesses
+    /// are traced where [`crate::machine::TRACE_MMIO`] is on.
+    pub(crate) fn accesses_in(
+        &self,
+        places: &Range<Place>,
+        cpus: &[u32],
+    ) -> BTreeMap<&str, Counts> {
         let mut counts: BTreeMap<&str, Counts> = BTreeMap::new();
         for access in &self.accesses {
-            if access.cpu >= 0 && places.contains(&access.place) {
+            let counted = u32::try_from(access.cpu).is_ok_and(|cpu| cpus.contains(&cpu));
+            if counted && places.contains(&access.place) {
                 let region = &self.regions[access.region as usize];
                 counts.entry(region).or_default().add(access.write);
             }
         }
         counts
     }
-
-    /// The CPUs that accessed any device between two times.
-    pub(crate) fn cpus_between(&self, between: (u64, u64)) -> Vec<u32> {
-        let mut cpus: Vec<u32> = self
-            .accesses
-            .iter()
-            .filter(|access| (between.0..=between.1).contains(&access.at))
-            .filter_map(|access| u32::try_from(access.cpu).ok())
-            .collect();
-        cpus.sort_unstable();
-        cpus.dedup();
-        cpus
-    }
 }
 
 impl Counts {
+    /// Adds what was counted elsewhere.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.reads += other.reads;
+        self.writes += other.writes;
+    }
+
     fn add(&mut self, write: bool) {
         if write {
             self.writes += 1;
@@ -376,29 +346,10 @@ impl Reader<'_> {
         let place = self.trace.lines;
         let at = record.at;
         match record.what {
-            What::Access {
-                write,
-                cpu,
-                address,
-                value,
-                region,
-            } => {
+            What::Access { write, cpu, region } => {
                 let region = self.region(region);
                 self.last_access.insert(record.thread, (cpu, region));
-                if write
-                    && address == MARK_PORT
-                    && self.trace.regions[region as usize] == "ioport80"
-                {
-                    self.trace.marks.push(Mark {
-                        at,
-                        place,
-                        cpu,
-                        value: value as u8,
-                    });
-                    return;
-                }
                 self.trace.accesses.push(Access {
-                    at,
                     place,
                     cpu,
                     region,
@@ -457,7 +408,6 @@ impl Reader<'_> {
                     self.trace.interrupts[place].delivered = true;
                 }
             }
-            What::FaultRecord => self.trace.fault_records += 1,
             What::Config {
                 write,
                 offset,
@@ -467,7 +417,6 @@ impl Reader<'_> {
                 if write && offset == BRIDGE_CONTROL && value & SECONDARY_BUS_RESET != 0 {
                     self.trace.bus_resets.push(at);
                 }
-                self.trace.config.push((at, place, write));
             }
         }
     }

@@ -8,7 +8,12 @@ const ANYTIME: (u64, u64) = (0, u64::MAX);
 fn trace(threads: &[u32], lines: &[(u32, &str)]) -> Trace {
     let mut text = String::new();
     for (number, (thread, line)) in lines.iter().enumerate() {
-        text.push_str(&format!("{thread}@1.{number:06}:{line}\n"));
+        // What the plugin writes has no time.
+        if line.starts_with("baton-") {
+            text.push_str(&format!("{line}\n"));
+        } else {
+            text.push_str(&format!("{thread}@1.{number:06}:{line}\n"));
+        }
     }
     Trace::from_lines(text.as_bytes(), threads).unwrap()
 }
@@ -124,19 +129,13 @@ fn doorbells_of_other_queues_and_devices_do_not_count() {
 
 #[test]
 fn the_fence_is_counted_between_marks() {
-    let mark = |value: u8| {
-        format!(
-            "memory_region_ops_write cpu 0 mr 0x1 addr 0x80 value {value:#x} size 1 name 'ioport80'"
-        )
-    };
-    let (first, second) = (mark(1), mark(2));
     let iotlb = "vtd_inv_desc invalidate desc type iotlb high 0x0 low 0xd2";
     let wait = "vtd_inv_desc invalidate desc type wait high 0x7000 low 0x100000025";
     let trace = trace(
         &[],
         &[
             (7, iotlb),
-            (7, &first),
+            (7, "baton-mark 1 0"),
             (7, "vtd_reg_write addr 0x88 size 0x8 value 0x20"),
             (7, iotlb),
             (7, iotlb),
@@ -146,23 +145,20 @@ fn the_fence_is_counted_between_marks() {
                 "vtd_inv_desc_wait_sw wait invalidate status write addr 0x7000 data 0x1",
             ),
             (7, "vtd_reg_read addr 0x34 size 0x4"),
-            (7, "pci_cfg_read edu 03:00.0 @0x0 -> 0x1234"),
-            (7, &second),
+            (7, "baton-mark 2 0"),
             (7, wait),
         ],
     );
     let [first, second] = trace.marks() else {
         panic!("two marks: {:?}", trace.marks());
     };
-    assert_eq!((first.value, second.value), (1, 2));
+    assert_eq!((first.number, second.number), (1, 2));
     let places = first.place..second.place;
     let counts = trace.fence_in(&places);
     assert_eq!((counts.invalidation_commands, counts.waits), (2, 1));
     assert_eq!((counts.mmio_writes, counts.mmio_reads), (1, 1));
-    assert_eq!(trace.config_in(&places).total(), 1);
     assert_eq!(trace.fence().waits, 2);
-    assert_eq!(trace.fence_between((at(10), at(10))).waits, 1);
-    assert!(trace.accesses_in(&places).is_empty(), "a mark is no access");
+    assert_eq!(trace.fence_between((at(9), at(9))).waits, 1);
 }
 
 #[test]
@@ -184,10 +180,10 @@ fn accesses_are_counted_by_region_and_not_the_emulators_own() {
             ),
         ],
     );
-    let counts = trace.accesses_in(&(0..u64::MAX));
+    let counts = trace.accesses_in(&(0..u64::MAX), &[0, 1]);
     assert_eq!(counts.len(), 1);
     assert_eq!((counts["serial"].reads, counts["serial"].writes), (1, 1));
-    assert_eq!(trace.cpus_between(ANYTIME), [1]);
+    assert!(trace.accesses_in(&(0..u64::MAX), &[0]).is_empty());
 }
 
 #[test]
@@ -208,7 +204,6 @@ fn faults_are_told_apart_by_time() {
         &[],
         &[
             (7, "vtd_dmar_fault sid 0x300 fault 5 addr 0x1000 write 1"),
-            (7, "vtd_frr_new index 0 high 0x8000000500000300 low 0x1000"),
             (7, "vtd_dmar_fault sid 0x400 fault 6 addr 0x2000 write 0"),
         ],
     );
@@ -218,7 +213,6 @@ fn faults_are_told_apart_by_time() {
         (later[0].source, later[0].address, later[0].write),
         (0x400, 0x2000, false)
     );
-    assert_eq!(trace.fault_records(), 1);
 }
 
 #[test]
