@@ -204,7 +204,7 @@ impl<'a> SmbiosStructure<'a> {
     }
 }
 
-/// Why the structures end where they do.
+/// Why the structures end where they do, or go on only further behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
@@ -221,6 +221,21 @@ pub enum StructureError {
         /// Where the structure begins, in bytes.
         offset: usize,
     },
+    /// There are zeros where a structure should begin. The structures after them are still read.
+    Stray {
+        /// Where they begin, in bytes.
+        offset: usize,
+        /// How many there are.
+        count: usize,
+    },
+}
+
+impl StructureError {
+    /// Whether structures after this place cannot be read either.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        !matches!(self, Self::Stray { .. })
+    }
 }
 
 impl fmt::Display for StructureError {
@@ -234,6 +249,12 @@ impl fmt::Display for StructureError {
                 f,
                 "the strings of the SMBIOS structure at {offset:#x} do not end"
             ),
+            Self::Stray { offset, count } => {
+                write!(
+                    f,
+                    "{count} stray zeros between SMBIOS structures at {offset:#x}"
+                )
+            }
         }
     }
 }
@@ -241,7 +262,7 @@ impl fmt::Display for StructureError {
 impl core::error::Error for StructureError {}
 
 /// The structures of an SMBIOS table, in order, up to and with the end-of-table structure or to
-/// where they stop making sense.
+/// where they stop making sense. Zeros between them are an error of their own.
 #[derive(Clone, Debug)]
 pub struct SmbiosStructures<'a> {
     bytes: &'a [u8],
@@ -296,6 +317,14 @@ impl<'a> Iterator for SmbiosStructures<'a> {
         let left = self.bytes.get(self.offset..)?;
         if left.is_empty() {
             return None;
+        }
+        // Of a type of zero and a length of zero: no structure, but more of the zeros that end the
+        // strings of the one before.
+        if left.starts_with(&[0, 0]) {
+            let count = left.iter().take_while(|&&byte| byte == 0).count();
+            let offset = self.offset;
+            self.offset = offset.saturating_add(count);
+            return Some(Err(StructureError::Stray { offset, count }));
         }
         match self.read(left) {
             Ok((structure, used)) => {

@@ -35,6 +35,8 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(handoff) = Handoff::parse(&blob, AT, &SPEAKS) {
         let count = handoff.raw_records().count();
         assert_eq!(count, handoff.header().record_count as usize);
-        assert!(handoff.records::<Extent>().count() + handoff.records::<Workload>().count() <= count);
+        assert!(
+            handoff.records::<Extent>().count() + handoff.records::<Workload>().count() <= count
+        );
     }
 });

@@ -29,7 +29,12 @@ fuzz_target!(|words: Vec<u64>| {
     let _ = (view.steward(), view.entries().count(), view.free_slots());
     let _ = view.find(resource::MEMORY, next(), next());
     if let Ok(steward) = Steward::seize(&ledger, PartitionId(9), &[]) {
-        assert!(steward.view().entries().all(|entry| entry.word.phase == Phase::Settled));
+        assert!(
+            steward
+                .view()
+                .entries()
+                .all(|entry| entry.word.phase == Phase::Settled)
+        );
         assert_eq!(steward.view().steward(), PartitionId(9));
     }
 });

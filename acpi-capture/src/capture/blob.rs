@@ -11,7 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::smbios::{SmbiosEntry, SmbiosError, SmbiosStructures};
 use crate::table::{
-    Dmar, Fadt, Hpet, Madt, Mcfg, Rsdp, RsdpError, Sdt, Signature, Slit, Srat, TableError,
+    Dmar, Fadt, Hmat, Hpet, Ivrs, Madt, Mcfg, Rsdp, RsdpError, Sdt, Signature, Slit, Srat,
+    TableError,
 };
 
 /// `BATONFW` and a zero.
@@ -393,6 +394,12 @@ impl<'a> Capture<'a> {
         self.typed(Signature::SLIT, Slit::from_sdt)
     }
 
+    /// The HMAT, if there is a sound one.
+    #[must_use]
+    pub fn hmat(&self) -> Option<Result<Hmat<'a>, TableError>> {
+        self.typed(Signature::HMAT, Hmat::from_sdt)
+    }
+
     /// The first HPET table, if there is a sound one.
     #[must_use]
     pub fn hpet(&self) -> Option<Result<Hpet, TableError>> {
@@ -403,6 +410,12 @@ impl<'a> Capture<'a> {
     #[must_use]
     pub fn dmar(&self) -> Option<Result<Dmar<'a>, TableError>> {
         self.typed(Signature::DMAR, Dmar::from_sdt)
+    }
+
+    /// The IVRS table, if there is a sound one.
+    #[must_use]
+    pub fn ivrs(&self) -> Option<Result<Ivrs<'a>, TableError>> {
+        self.typed(Signature::IVRS, Ivrs::from_sdt)
     }
 
     /// The SMBIOS entry points, with the addresses they had.

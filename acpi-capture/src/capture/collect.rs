@@ -16,6 +16,8 @@ const OTHERS: usize = 12;
 const PIECE: usize = 4096;
 /// Where SMBIOS is looked for without UEFI.
 const SCAN: PhysRange = PhysRange::from_bounds(PhysAddr(0xf_0000), PhysAddr(0x10_0000));
+/// SMBIOS entry points are looked for at multiples of this.
+const PARAGRAPH: usize = 16;
 /// The least length of a FACS (ACPI 6.5, table 5.14).
 const FACS_LENGTH: usize = 64;
 
@@ -60,7 +62,8 @@ pub fn capture<M: ReadPhys>(
             have,
         });
     };
-    let pointers = root_length(memory, &rsdp).min(request.max_tables);
+    let roots = [rsdp.xsdt, rsdp.rsdt].map(|address| (address, root_header(memory, address)));
+    let pointers = root_length(&roots).min(request.max_tables);
     let capacity = pointers.saturating_add(OTHERS);
     let Ok((directory, bytes)) = <[DirectoryEntry]>::mut_from_prefix_with_elems(rest, capacity)
     else {
@@ -88,7 +91,7 @@ pub fn capture<M: ReadPhys>(
 
     let rsdp_signature = Signature(*b"RSDP");
     collector.keep(CapturedKind::Rsdp, rsdp_signature, address, rsdp_bytes);
-    let root = collector.root(&rsdp)?;
+    let root = collector.root(&rsdp, &roots)?;
     collector.follow(root, pointers, request.max_tables);
     collector.follow_fadt();
     collector.smbios(request.smbios);
@@ -107,14 +110,30 @@ pub fn capture<M: ReadPhys>(
     Ok(summary)
 }
 
+/// The common header of a table, as it was read, or why it was not.
+type HeaderBytes = Result<[u8; size_of::<SdtHeader>()], State>;
+
+fn read_header<M: ReadPhys>(memory: &M, address: PhysAddr) -> HeaderBytes {
+    let mut header = [0; size_of::<SdtHeader>()];
+    match memory.read(address, &mut header) {
+        Ok(()) => Ok(header),
+        Err(_) => Err(State::Unreadable),
+    }
+}
+
+/// The header of a root table; `None` where the RSDP has none.
+fn root_header<M: ReadPhys>(memory: &M, address: PhysAddr) -> Option<HeaderBytes> {
+    (address.0 != 0).then(|| read_header(memory, address))
+}
+
+/// The XSDT and the RSDT: where they are to be, and their headers.
+type Roots = [(PhysAddr, Option<HeaderBytes>); 2];
+
 /// How many pointers the root tables have at most, from their stated lengths alone.
-fn root_length<M: ReadPhys>(memory: &M, rsdp: &Rsdp) -> usize {
-    let count = |address: PhysAddr, width: usize| {
-        let mut header = [0; size_of::<SdtHeader>()];
-        if address.0 == 0 || memory.read(address, &mut header).is_err() {
-            return 0;
-        }
-        SdtHeader::read_from_bytes(&header).map_or(0, |header| {
+fn root_length(roots: &Roots) -> usize {
+    let count = |header: &Option<HeaderBytes>, width: usize| {
+        let Some(Ok(header)) = header else { return 0 };
+        SdtHeader::read_from_bytes(header).map_or(0, |header| {
             let length = usize::try_from(header.length.get()).unwrap_or(usize::MAX);
             length
                 .saturating_sub(Sdt::HEADER_LENGTH)
@@ -122,7 +141,8 @@ fn root_length<M: ReadPhys>(memory: &M, rsdp: &Rsdp) -> usize {
                 .unwrap_or(0)
         })
     };
-    count(rsdp.xsdt, 8).max(count(rsdp.rsdt, 4))
+    let [(_, xsdt), (_, rsdt)] = roots;
+    count(xsdt, 8).max(count(rsdt, 4))
 }
 
 /// A place in the copied bytes.
@@ -131,6 +151,9 @@ struct Span {
     at: usize,
     length: usize,
 }
+
+/// An SMBIOS entry point and its bytes.
+type EntryPoint = (SmbiosEntry, [u8; SmbiosEntry::MAX_LENGTH]);
 
 struct Collector<'m, 'b, M> {
     memory: &'m M,
@@ -165,17 +188,30 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
         (end <= self.bytes.len()).then_some(Span { at, length })
     }
 
-    /// Reads from memory into fresh room, which counts as used only once it is recorded.
-    fn read(&mut self, address: PhysAddr, length: usize) -> Result<Span, State> {
+    /// Puts `first`, which was read before, into fresh room, and reads what follows it in memory
+    /// behind it, `length` bytes in all. The room counts as used only once it is recorded.
+    ///
+    /// Nothing is read twice: what was judged is what is kept, also where somebody changes it
+    /// meanwhile.
+    fn read(&mut self, address: PhysAddr, first: &[u8], length: usize) -> Result<Span, State> {
         let span = self.room(length).ok_or(State::NoRoom)?;
         let into = self
             .bytes
             .get_mut(span.at..)
             .and_then(|rest| rest.get_mut(..length))
             .ok_or(State::NoRoom)?;
-        self.memory
-            .read(address, into)
-            .map_err(|_| State::Unreadable)?;
+        let (head, rest) = into
+            .split_at_mut_checked(first.len())
+            .ok_or(State::NotATable)?;
+        head.copy_from_slice(first);
+        if !rest.is_empty() {
+            let address = address
+                .checked_add(first.len() as u64)
+                .ok_or(State::Unreadable)?;
+            self.memory
+                .read(address, rest)
+                .map_err(|_| State::Unreadable)?;
+        }
         Ok(span)
     }
 
@@ -243,31 +279,36 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
             .any(|entry| entry.address.get() == address.0 && entry.length.get() != 0)
     }
 
-    /// Copies a table with the common header. What is copied is what is judged: memory is read
-    /// once for the length, and once for all bytes.
+    /// Copies a table with the common header.
     fn table(&mut self, address: PhysAddr) -> Option<Span> {
-        let kind = CapturedKind::Sdt;
+        if self.is_known(address) {
+            let nothing = Signature([0; 4]);
+            let outcome = Err(State::Duplicate);
+            self.record(CapturedKind::Sdt, nothing, address, 0, outcome);
+            return None;
+        }
+        let header = read_header(self.memory, address);
+        self.table_after(address, header)
+    }
+
+    /// Copies a table whose header was read before.
+    fn table_after(&mut self, address: PhysAddr, header: HeaderBytes) -> Option<Span> {
         let mut signature = Signature([0; 4]);
         let mut stated = 0;
-        let outcome = self.read_table(address, &mut signature, &mut stated);
-        self.record(kind, signature, address, stated, outcome);
+        let outcome = header
+            .and_then(|header| self.read_table(address, &header, &mut signature, &mut stated));
+        self.record(CapturedKind::Sdt, signature, address, stated, outcome);
         outcome.ok().map(|(span, _)| span)
     }
 
     fn read_table(
         &mut self,
         address: PhysAddr,
+        bytes: &[u8; size_of::<SdtHeader>()],
         signature: &mut Signature,
         stated: &mut usize,
     ) -> Result<(Span, State), State> {
-        if self.is_known(address) {
-            return Err(State::Duplicate);
-        }
-        let mut header = [0; size_of::<SdtHeader>()];
-        self.memory
-            .read(address, &mut header)
-            .map_err(|_| State::Unreadable)?;
-        let header = SdtHeader::read_from_bytes(&header).map_err(|_| State::NotATable)?;
+        let header = SdtHeader::read_from_bytes(bytes).map_err(|_| State::NotATable)?;
         if !Signature(header.signature).is_printable() {
             return Err(State::NotATable);
         }
@@ -279,7 +320,7 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
         if *stated > self.max_table_length {
             return Err(State::TooLong);
         }
-        let span = self.read(address, *stated)?;
+        let span = self.read(address, bytes, *stated)?;
         let state = match checksum(self.span(span)) {
             0 => State::Sound,
             _ => State::BadChecksum,
@@ -288,12 +329,10 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
     }
 
     /// Copies the root table: the XSDT, or the RSDT if there is no sound XSDT.
-    fn root(&mut self, rsdp: &Rsdp) -> Result<Span, CaptureError> {
-        for address in [rsdp.xsdt, rsdp.rsdt] {
-            if address.0 == 0 {
-                continue;
-            }
-            if let Some(span) = self.table(address)
+    fn root(&mut self, rsdp: &Rsdp, roots: &Roots) -> Result<Span, CaptureError> {
+        for &(address, header) in roots {
+            if let Some(header) = header
+                && let Some(span) = self.table_after(address, header)
                 && RootTable::parse(self.span(span)).is_ok()
             {
                 return Ok(span);
@@ -390,7 +429,8 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
         if *stated > self.max_table_length {
             return Err(State::TooLong);
         }
-        self.read(address, *stated).map(|span| (span, State::Sound))
+        self.read(address, &first, *stated)
+            .map(|span| (span, State::Sound))
     }
 
     fn smbios(&mut self, source: SmbiosSource) {
@@ -398,58 +438,85 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
             SmbiosSource::None => {}
             SmbiosSource::At { entry_32, entry_64 } => {
                 for address in [entry_64, entry_32].into_iter().flatten() {
-                    self.smbios_entry(address);
+                    let entry = self.read_paragraph(address).and_then(|first| {
+                        // The caller says that there is one.
+                        self.complete_entry(address, &first)
+                    });
+                    self.smbios_entry(address, entry);
                 }
             }
             SmbiosSource::Scan => {
                 // The first of each format; the 64-bit one leads to the fuller table.
-                for wide in [true, false] {
-                    if let Some(address) = self.scan(wide) {
-                        self.smbios_entry(address);
-                    }
+                for found in self.scan().into_iter().flatten() {
+                    let (address, entry) = found;
+                    self.smbios_entry(address, Ok(entry));
                 }
             }
         }
     }
 
-    fn scan(&self, wide: bool) -> Option<PhysAddr> {
-        (SCAN.base().0..SCAN.end().0)
-            .step_by(16)
-            .map(PhysAddr)
-            .find(|&address| {
-                let mut anchor = [0; 4];
-                if self.memory.read(address, &mut anchor).is_err()
-                    || !matches!(&anchor, b"_SM_" | b"_SM3")
-                {
-                    return false;
-                }
-                self.read_entry(address)
-                    .is_ok_and(|(entry, _)| entry.is_64_bit == wide)
-            })
+    fn read_paragraph(&self, address: PhysAddr) -> Result<[u8; PARAGRAPH], State> {
+        let mut first = [0; PARAGRAPH];
+        match self.memory.read(address, &mut first) {
+            Ok(()) => Ok(first),
+            Err(_) => Err(State::Unreadable),
+        }
     }
 
-    /// An entry point and its bytes.
-    fn read_entry(
+    /// The first 64-bit and the first 32-bit entry point that can be scanned for.
+    fn scan(&self) -> [Option<(PhysAddr, EntryPoint)>; 2] {
+        let mut found = [None; 2];
+        for address in (SCAN.base().0..SCAN.end().0).step_by(PARAGRAPH) {
+            let address = PhysAddr(address);
+            let [wide, narrow] = &mut found;
+            let Ok(first) = self.read_paragraph(address) else {
+                continue;
+            };
+            let slot = match first {
+                [b'_', b'S', b'M', b'3', ..] => wide,
+                [b'_', b'S', b'M', b'_', ..] => narrow,
+                _ => continue,
+            };
+            if slot.is_none() {
+                let entry = self.complete_entry(address, &first);
+                *slot = entry.ok().map(|entry| (address, entry));
+            }
+        }
+        found
+    }
+
+    /// An entry point that begins with these bytes. The rest is read, as much as it says.
+    fn complete_entry(
         &self,
         address: PhysAddr,
-    ) -> Result<(SmbiosEntry, [u8; SmbiosEntry::MAX_LENGTH]), State> {
+        first: &[u8; PARAGRAPH],
+    ) -> Result<EntryPoint, State> {
+        let &[_, _, _, kind, _, narrow, wide, ..] = first;
+        let length = match kind {
+            b'3' => usize::from(wide).max(24),
+            _ => usize::from(narrow).max(31),
+        };
         let mut bytes = [0; SmbiosEntry::MAX_LENGTH];
-        // The 64-bit entry point is shorter and may lie at the end of readable memory.
-        for length in [SmbiosEntry::MAX_LENGTH, 31, 24] {
-            let (into, _) = bytes.split_at_mut(length);
-            if self.memory.read(address, into).is_ok() {
-                return match SmbiosEntry::parse(into) {
-                    Ok(entry) => Ok((entry, bytes)),
-                    Err(_) => Err(State::NotATable),
-                };
-            }
+        let whole = bytes.get_mut(..length).ok_or(State::NotATable)?;
+        let (head, rest) = whole
+            .split_at_mut_checked(PARAGRAPH)
+            .ok_or(State::NotATable)?;
+        head.copy_from_slice(first);
+        let after = address
+            .checked_add(PARAGRAPH as u64)
+            .ok_or(State::Unreadable)?;
+        self.memory
+            .read(after, rest)
+            .map_err(|_| State::Unreadable)?;
+        match SmbiosEntry::parse(whole) {
+            Ok(entry) => Ok((entry, bytes)),
+            Err(_) => Err(State::NotATable),
         }
-        Err(State::Unreadable)
     }
 
-    fn smbios_entry(&mut self, address: PhysAddr) {
+    fn smbios_entry(&mut self, address: PhysAddr, entry: Result<EntryPoint, State>) {
         let kind = CapturedKind::SmbiosEntry;
-        let (entry, bytes) = match self.read_entry(address) {
+        let (entry, bytes) = match entry {
             Ok(found) => found,
             Err(state) => {
                 self.record(kind, Signature(*b"_SM_"), address, 0, Err(state));
@@ -510,7 +577,7 @@ impl<M: ReadPhys> Collector<'_, '_, M> {
         let mut structures = SmbiosStructures::new(copied);
         let ended = structures
             .by_ref()
-            .map_while(Result::ok)
+            .flatten()
             .any(|structure| structure.kind == SmbiosStructure::END_OF_TABLE);
         if ended {
             length = structures.offset();

@@ -10,9 +10,11 @@ use core::fmt;
 use handoff_abi::PhysRange;
 
 mod map;
+mod setup;
 mod source;
 
 pub use map::{MapError, MemoryMap};
+pub use setup::{SetupData, SetupError, SetupItem, SetupKind};
 pub use source::{E820Entries, SourceError, UefiDescriptors};
 
 /// What a byte of the address space may be used for, from the least to the most restricted.

@@ -118,6 +118,25 @@ impl<'a> RawEntry<'a> {
         }
     }
 
+    /// The fixed structure of this entry, in two parts.
+    pub(crate) fn fixed_pair<T: FromBytes, U: FromBytes>(
+        &self,
+        table: Signature,
+    ) -> Result<(T, U), EntryError> {
+        let needed = size_of::<T>().saturating_add(size_of::<U>());
+        let first = self.fixed(table)?;
+        match U::read_from_prefix(self.after::<T>()) {
+            Ok((second, _)) => Ok((first, second)),
+            Err(_) => Err(EntryError::Short {
+                table,
+                offset: self.offset,
+                kind: self.kind,
+                length: self.bytes.len(),
+                needed,
+            }),
+        }
+    }
+
     /// What follows the fixed structure `T`.
     pub(crate) fn after<T>(&self) -> &'a [u8] {
         self.bytes.get(size_of::<T>()..).unwrap_or(&[])
@@ -131,6 +150,21 @@ pub(crate) enum FieldWidth {
     Byte,
     /// Two bytes each: DMAR.
     Word,
+    /// A byte of type, a byte of flags, and two bytes of length: IVRS.
+    ByteAndWord,
+    /// Two bytes of type, two reserved, and four of length: HMAT.
+    WordAndDouble,
+}
+
+impl FieldWidth {
+    /// Bytes that the two fields take, and what lies between them.
+    const fn header(self) -> usize {
+        match self {
+            Self::Byte => 2,
+            Self::Word | Self::ByteAndWord => 4,
+            Self::WordAndDouble => 8,
+        }
+    }
 }
 
 /// The entries of a table, in order.
@@ -158,17 +192,28 @@ impl<'a> RawEntries<'a> {
         }
     }
 
-    /// Type and length of the next entry, and the bytes these two fields take.
-    fn header(&self) -> Option<(u16, usize, usize)> {
+    /// Type and length of the next entry.
+    fn header(&self) -> Option<(u16, usize)> {
         match self.width {
             FieldWidth::Byte => {
                 let &[kind, length] = self.left.first_chunk()?;
-                Some((u16::from(kind), usize::from(length), 2))
+                Some((u16::from(kind), usize::from(length)))
             }
             FieldWidth::Word => {
                 let &[k0, k1, l0, l1] = self.left.first_chunk()?;
                 let length = u16::from_le_bytes([l0, l1]);
-                Some((u16::from_le_bytes([k0, k1]), usize::from(length), 4))
+                Some((u16::from_le_bytes([k0, k1]), usize::from(length)))
+            }
+            FieldWidth::ByteAndWord => {
+                let &[kind, _, l0, l1] = self.left.first_chunk()?;
+                let length = u16::from_le_bytes([l0, l1]);
+                Some((u16::from(kind), usize::from(length)))
+            }
+            FieldWidth::WordAndDouble => {
+                let &[k0, k1, _, _, l0, l1, l2, l3] = self.left.first_chunk()?;
+                let length = u32::from_le_bytes([l0, l1, l2, l3]);
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                Some((u16::from_le_bytes([k0, k1]), length))
             }
         }
     }
@@ -187,15 +232,12 @@ impl<'a> Iterator for RawEntries<'a> {
             return None;
         }
         let (table, offset, left) = (self.table, self.offset, self.left.len());
-        let Some((kind, length, header)) = self.header() else {
-            let length = match self.width {
-                FieldWidth::Byte => 2,
-                FieldWidth::Word => 4,
-            };
+        let header = self.width.header();
+        let Some((kind, length)) = self.header() else {
             return self.fail(EntryError::Overrun {
                 table,
                 offset,
-                length,
+                length: header,
                 left,
             });
         };

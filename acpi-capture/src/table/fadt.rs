@@ -83,42 +83,72 @@ impl From<GasRaw> for GenericAddress {
     }
 }
 
-/// Start and end of the fields of more than one byte that have accessors.
-const FIELDS: [(usize, usize); 9] = [
-    (
-        offset_of!(FadtRaw, sci_interrupt),
-        offset_of!(FadtRaw, smi_command),
-    ),
-    (
-        offset_of!(FadtRaw, smi_command),
-        offset_of!(FadtRaw, acpi_enable),
-    ),
-    (
-        offset_of!(FadtRaw, pm1a_control),
-        offset_of!(FadtRaw, pm1b_control),
-    ),
-    (offset_of!(FadtRaw, pm_timer), offset_of!(FadtRaw, gpe0)),
-    (
-        offset_of!(FadtRaw, boot_architecture),
-        offset_of!(FadtRaw, reserved),
-    ),
-    (
-        offset_of!(FadtRaw, flags),
-        offset_of!(FadtRaw, reset_register),
-    ),
-    (
-        offset_of!(FadtRaw, reset_register),
-        offset_of!(FadtRaw, reset_value),
-    ),
-    (
-        offset_of!(FadtRaw, x_firmware_control),
-        offset_of!(FadtRaw, x_dsdt),
-    ),
-    (
-        offset_of!(FadtRaw, x_dsdt),
-        offset_of!(FadtRaw, x_pm1a_event),
-    ),
-];
+/// Start and end of a field.
+macro_rules! fields {
+    ($($field:ident : $type:ty),* $(,)?) => {
+        [$((
+            offset_of!(FadtRaw, $field),
+            // No field is near the end of the address space.
+            offset_of!(FadtRaw, $field).wrapping_add(size_of::<$type>()),
+        )),*]
+    };
+}
+
+/// The fields of more than one byte that have accessors.
+const FIELDS: [(usize, usize); 25] = fields! {
+    sci_interrupt: u16,
+    smi_command: u32,
+    pm1a_event: u32,
+    pm1b_event: u32,
+    pm1a_control: u32,
+    pm1b_control: u32,
+    pm2_control: u32,
+    pm_timer: u32,
+    gpe0: u32,
+    gpe1: u32,
+    boot_architecture: u16,
+    flags: u32,
+    reset_register: GasRaw,
+    x_firmware_control: u64,
+    x_dsdt: u64,
+    x_pm1a_event: GasRaw,
+    x_pm1b_event: GasRaw,
+    x_pm1a_control: GasRaw,
+    x_pm1b_control: GasRaw,
+    x_pm2_control: GasRaw,
+    x_pm_timer: GasRaw,
+    x_gpe0: GasRaw,
+    x_gpe1: GasRaw,
+    sleep_control: GasRaw,
+    sleep_status: GasRaw,
+};
+
+/// A register block of the ACPI hardware interface (ACPI 6.5, section 4.8.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum FadtBlock {
+    /// `PM1a_EVT_BLK`.
+    Pm1aEvent,
+    /// `PM1b_EVT_BLK`.
+    Pm1bEvent,
+    /// `PM1a_CNT_BLK`.
+    Pm1aControl,
+    /// `PM1b_CNT_BLK`.
+    Pm1bControl,
+    /// `PM2_CNT_BLK`.
+    Pm2Control,
+    /// `PM_TMR_BLK`.
+    PmTimer,
+    /// `GPE0_BLK`.
+    Gpe0,
+    /// `GPE1_BLK`.
+    Gpe1,
+    /// `SLEEP_CONTROL_REG`.
+    SleepControl,
+    /// `SLEEP_STATUS_REG`.
+    SleepStatus,
+}
 
 /// Fixed ACPI Description Table, of any revision.
 ///
@@ -196,6 +226,70 @@ impl<'a> Fadt<'a> {
     #[must_use]
     pub fn dsdt_64(&self) -> PhysAddr {
         PhysAddr(self.raw.x_dsdt.get())
+    }
+
+    /// The FACS, or zero: by its 64-bit address, where there is one. Real tables have both, and not
+    /// always the same.
+    #[must_use]
+    pub fn facs(&self) -> PhysAddr {
+        match self.facs_64() {
+            PhysAddr(0) => self.facs_32(),
+            address => address,
+        }
+    }
+
+    /// The DSDT, or zero: by its 64-bit address, where there is one.
+    #[must_use]
+    pub fn dsdt(&self) -> PhysAddr {
+        match self.dsdt_64() {
+            PhysAddr(0) => self.dsdt_32(),
+            address => address,
+        }
+    }
+
+    /// What the machine is for: 1 a desktop, 2 a mobile, 4 an enterprise server, and others.
+    #[must_use]
+    pub fn preferred_profile(&self) -> u8 {
+        self.raw.preferred_profile
+    }
+
+    /// The version of the specification that the table says it follows: major, minor.
+    #[must_use]
+    pub fn version(&self) -> (u8, u8) {
+        (self.sdt.revision(), self.raw.minor_version & 0xf)
+    }
+
+    /// A register block: by its extended address, where there is one, else by its port; `None`
+    /// where the table has neither.
+    #[must_use]
+    pub fn block(&self, block: FadtBlock) -> Option<GenericAddress> {
+        let raw = &self.raw;
+        let (extended, port, length) = match block {
+            FadtBlock::Pm1aEvent => (raw.x_pm1a_event, raw.pm1a_event, raw.pm1_event_length),
+            FadtBlock::Pm1bEvent => (raw.x_pm1b_event, raw.pm1b_event, raw.pm1_event_length),
+            FadtBlock::Pm1aControl => {
+                (raw.x_pm1a_control, raw.pm1a_control, raw.pm1_control_length)
+            }
+            FadtBlock::Pm1bControl => {
+                (raw.x_pm1b_control, raw.pm1b_control, raw.pm1_control_length)
+            }
+            FadtBlock::Pm2Control => (raw.x_pm2_control, raw.pm2_control, raw.pm2_control_length),
+            FadtBlock::PmTimer => (raw.x_pm_timer, raw.pm_timer, raw.pm_timer_length),
+            FadtBlock::Gpe0 => (raw.x_gpe0, raw.gpe0, raw.gpe0_length),
+            FadtBlock::Gpe1 => (raw.x_gpe1, raw.gpe1, raw.gpe1_length),
+            FadtBlock::SleepControl => (raw.sleep_control, 0.into(), 0),
+            FadtBlock::SleepStatus => (raw.sleep_status, 0.into(), 0),
+        };
+        if extended.address.get() != 0 {
+            return Some(extended.into());
+        }
+        (port.get() != 0).then(|| GenericAddress {
+            space: 1,
+            bit_width: length.saturating_mul(8),
+            bit_offset: 0,
+            access_size: 0,
+            address: u64::from(port.get()),
+        })
     }
 
     /// The interrupt of the system control interrupt.

@@ -2,11 +2,14 @@
 
 use bitflags::bitflags;
 use handoff_abi::{ApicId, PhysAddr};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U64;
 
 use super::entry::{EntryError, FieldWidth, RawEntries, RawEntry};
 use super::raw::{
-    IoApicRaw, LocalApicNmiRaw, LocalApicOverrideRaw, LocalApicRaw, LocalX2ApicNmiRaw,
-    LocalX2ApicRaw, MadtRaw, NmiSourceRaw, SourceOverrideRaw, WakeupRaw,
+    IoApicRaw, IoSapicRaw, LocalApicNmiRaw, LocalApicOverrideRaw, LocalApicRaw, LocalSapicRaw,
+    LocalX2ApicNmiRaw, LocalX2ApicRaw, MadtRaw, NmiSourceRaw, PlatformInterruptRaw,
+    SourceOverrideRaw, WakeupRaw,
 };
 use super::{Sdt, Signature, TableError};
 
@@ -18,6 +21,9 @@ pub(crate) mod kind {
     pub(crate) const NMI_SOURCE: u8 = 3;
     pub(crate) const LOCAL_APIC_NMI: u8 = 4;
     pub(crate) const LOCAL_APIC_OVERRIDE: u8 = 5;
+    pub(crate) const IO_SAPIC: u8 = 6;
+    pub(crate) const LOCAL_SAPIC: u8 = 7;
+    pub(crate) const PLATFORM_INTERRUPT: u8 = 8;
     pub(crate) const LOCAL_X2APIC: u8 = 9;
     pub(crate) const LOCAL_X2APIC_NMI: u8 = 0xa;
     pub(crate) const WAKEUP: u8 = 0x10;
@@ -131,6 +137,119 @@ pub struct WakeupMailbox {
     pub version: u16,
     /// The mailbox: one page.
     pub mailbox: PhysAddr,
+    /// From version 1 on: where a processor is sent that goes back to waiting.
+    pub reset_vector: Option<PhysAddr>,
+}
+
+/// An interrupt controller of Itanium: an entry of type 6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct IoSapic {
+    /// Its id.
+    pub id: u8,
+    /// Its registers.
+    pub address: PhysAddr,
+    /// The global system interrupt of its first input.
+    pub interrupt_base: u32,
+}
+
+/// A processor of Itanium: an entry of type 7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalSapic<'a> {
+    /// The id its processor object has.
+    pub processor: u8,
+    /// Its local SAPIC id.
+    pub id: u8,
+    /// Its local SAPIC EID.
+    pub eid: u8,
+    /// Whether it may be used.
+    pub flags: ProcessorFlags,
+    /// Its unique id as a number.
+    pub uid: u32,
+    /// Its unique id as a string, up to a NUL. Any bytes.
+    pub uid_text: &'a [u8],
+}
+
+/// A platform interrupt of Itanium: an entry of type 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct PlatformInterrupt {
+    /// Polarity in bits 1:0, trigger mode in 3:2.
+    pub flags: u16,
+    /// 1 PMI, 2 INIT, 3 corrected platform error.
+    pub kind: u8,
+    /// The processor it goes to: id and EID.
+    pub processor: (u8, u8),
+    /// Its I/O SAPIC vector.
+    pub vector: u8,
+    /// The global system interrupt.
+    pub interrupt: u32,
+    /// Bit 0: the processor is only a hint.
+    pub platform_flags: u32,
+}
+
+/// What an entry is that describes a machine of another architecture. Such an entry is in no table
+/// of an x86-64 machine, so its content is left as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum ForeignController {
+    /// Type 0Bh: GIC CPU interface (Arm).
+    Gicc,
+    /// Type 0Ch: GIC distributor (Arm).
+    Gicd,
+    /// Type 0Dh: GIC MSI frame (Arm).
+    GicMsiFrame,
+    /// Type 0Eh: GIC redistributor (Arm).
+    Gicr,
+    /// Type 0Fh: GIC interrupt translation service (Arm).
+    GicIts,
+    /// Type 11h: core interrupt controller (LoongArch).
+    CorePic,
+    /// Type 12h: legacy I/O interrupt controller (LoongArch).
+    LegacyIoPic,
+    /// Type 13h: HyperTransport interrupt controller (LoongArch).
+    HtPic,
+    /// Type 14h: extended I/O interrupt controller (LoongArch).
+    ExtendedIoPic,
+    /// Type 15h: MSI interrupt controller (LoongArch).
+    MsiPic,
+    /// Type 16h: bridge I/O interrupt controller (LoongArch).
+    BridgeIoPic,
+    /// Type 17h: LPC interrupt controller (LoongArch).
+    LpcPic,
+    /// Type 18h: hart-local interrupt controller (RISC-V).
+    Rintc,
+    /// Type 19h: incoming MSI controller (RISC-V).
+    Imsic,
+    /// Type 1Ah: advanced platform-level interrupt controller (RISC-V).
+    Aplic,
+    /// Type 1Bh: platform-level interrupt controller (RISC-V).
+    Plic,
+}
+
+impl ForeignController {
+    const fn from_kind(kind: u8) -> Option<Self> {
+        Some(match kind {
+            0xb => Self::Gicc,
+            0xc => Self::Gicd,
+            0xd => Self::GicMsiFrame,
+            0xe => Self::Gicr,
+            0xf => Self::GicIts,
+            0x11 => Self::CorePic,
+            0x12 => Self::LegacyIoPic,
+            0x13 => Self::HtPic,
+            0x14 => Self::ExtendedIoPic,
+            0x15 => Self::MsiPic,
+            0x16 => Self::BridgeIoPic,
+            0x17 => Self::LpcPic,
+            0x18 => Self::Rintc,
+            0x19 => Self::Imsic,
+            0x1a => Self::Aplic,
+            0x1b => Self::Plic,
+            _ => return None,
+        })
+    }
 }
 
 /// An entry of the MADT.
@@ -149,8 +268,16 @@ pub enum MadtEntry<'a> {
     LocalApicNmi(LocalApicNmi),
     /// Type 5: the local APICs' registers, in place of the 32-bit address of the fixed part.
     LocalApicOverride(PhysAddr),
+    /// Type 6: an I/O SAPIC.
+    IoSapic(IoSapic),
+    /// Type 7: a processor with a local SAPIC.
+    LocalSapic(LocalSapic<'a>),
+    /// Type 8: a platform interrupt source.
+    PlatformInterrupt(PlatformInterrupt),
     /// Type 10h: the multiprocessor wakeup mailbox.
     Wakeup(WakeupMailbox),
+    /// Types 0Bh to 0Fh and 11h to 1Bh: an interrupt controller of another architecture.
+    Foreign(ForeignController, RawEntry<'a>),
     /// Any other type.
     Unknown(RawEntry<'a>),
 }
@@ -242,12 +369,51 @@ fn decode(entry: RawEntry<'_>) -> Result<MadtEntry<'_>, EntryError> {
         }
         kind::WAKEUP => {
             let raw: WakeupRaw = entry.fixed(table)?;
+            let reset_vector = U64::read_from_prefix(entry.after::<WakeupRaw>());
             MadtEntry::Wakeup(WakeupMailbox {
                 version: raw.version.get(),
                 mailbox: PhysAddr(raw.mailbox.get()),
+                reset_vector: reset_vector
+                    .ok()
+                    .filter(|_| raw.version.get() >= 1)
+                    .map(|(address, _)| PhysAddr(address.get())),
             })
         }
-        _ => MadtEntry::Unknown(entry),
+        kind::IO_SAPIC => {
+            let raw: IoSapicRaw = entry.fixed(table)?;
+            MadtEntry::IoSapic(IoSapic {
+                id: raw.id,
+                address: PhysAddr(raw.address.get()),
+                interrupt_base: raw.interrupt_base.get(),
+            })
+        }
+        kind::LOCAL_SAPIC => {
+            let raw: LocalSapicRaw = entry.fixed(table)?;
+            let text = entry.after::<LocalSapicRaw>();
+            MadtEntry::LocalSapic(LocalSapic {
+                processor: raw.processor,
+                id: raw.sapic_id,
+                eid: raw.sapic_eid,
+                flags: ProcessorFlags::from_bits_retain(raw.flags.get()),
+                uid: raw.uid.get(),
+                uid_text: text.split(|&byte| byte == 0).next().unwrap_or(text),
+            })
+        }
+        kind::PLATFORM_INTERRUPT => {
+            let raw: PlatformInterruptRaw = entry.fixed(table)?;
+            MadtEntry::PlatformInterrupt(PlatformInterrupt {
+                flags: raw.flags.get(),
+                kind: raw.interrupt_type,
+                processor: (raw.processor, raw.processor_eid),
+                vector: raw.vector,
+                interrupt: raw.interrupt.get(),
+                platform_flags: raw.platform_flags.get(),
+            })
+        }
+        kind => match ForeignController::from_kind(kind) {
+            Some(controller) => MadtEntry::Foreign(controller, entry),
+            None => MadtEntry::Unknown(entry),
+        },
     })
 }
 
@@ -259,7 +425,21 @@ pub struct Madt<'a> {
     flags: MadtFlags,
 }
 
+/// Words of the filter for processors that were seen before.
+const SEEN_WORDS: usize = 128;
+
+fn enabled(entry: Result<MadtEntry<'_>, EntryError>) -> Option<LocalApic> {
+    match entry {
+        Ok(MadtEntry::LocalApic(cpu)) if cpu.flags.contains(ProcessorFlags::ENABLED) => Some(cpu),
+        _ => None,
+    }
+}
+
 impl<'a> Madt<'a> {
+    /// The most enabled entries that count. No x86-64 machine has as many; the limit bounds the
+    /// time it takes to tell repeated ones.
+    pub const MAX_PROCESSORS: usize = 8192;
+
     /// Views `bytes` as a MADT.
     ///
     /// # Errors
@@ -328,22 +508,31 @@ impl<'a> Madt<'a> {
         ))
     }
 
-    /// The processors that are enabled, each APIC id once, in the table's order. Firmware lists
-    /// the boot processor first. Without memory of its own the iteration looks back for each one,
-    /// so all of it takes time quadratic in the number of entries.
+    /// The processors that are enabled, each APIC id once, in the table's order, at most
+    /// [`MAX_PROCESSORS`](Self::MAX_PROCESSORS) of them. Firmware lists the boot processor first.
     pub fn processors(&self) -> impl Iterator<Item = LocalApic> + use<'a> {
         let all = self.entries();
-        let enabled = |entry| match entry {
-            Ok(MadtEntry::LocalApic(cpu)) if cpu.flags.contains(ProcessorFlags::ENABLED) => {
-                Some(cpu)
-            }
-            _ => None,
-        };
+        // One bit for each id that may have come before, so that a table without repetitions is
+        // read in one pass. Where the bit is set, the table is looked through again: there is no
+        // memory to keep all ids in.
+        let mut seen = [0_u64; SEEN_WORDS];
         let candidates = all.clone().filter_map(enabled);
-        candidates.enumerate().filter_map(move |(place, cpu)| {
-            let mut earlier = all.clone().filter_map(enabled).take(place);
-            (!earlier.any(|other| other.apic_id == cpu.apic_id)).then_some(cpu)
-        })
+        candidates
+            .take(Self::MAX_PROCESSORS)
+            .enumerate()
+            .filter_map(move |(place, cpu)| {
+                let id = usize::try_from(cpu.apic_id.0).unwrap_or(0);
+                // Ids of large machines are sparse in their lower bits.
+                let bit = (id ^ id >> 13) % (SEEN_WORDS * 64);
+                let word = seen.get_mut(bit / 64)?;
+                let mask = 1 << (bit % 64);
+                if *word & mask == 0 {
+                    *word |= mask;
+                    return Some(cpu);
+                }
+                let mut earlier = all.clone().filter_map(enabled).take(place);
+                (!earlier.any(|other| other.apic_id == cpu.apic_id)).then_some(cpu)
+            })
     }
 
     /// The enabled processor with this APIC id.

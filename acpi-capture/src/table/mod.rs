@@ -12,10 +12,14 @@ use core::fmt;
 
 use zerocopy::FromBytes;
 
+mod console;
 mod dmar;
 mod entry;
 mod fadt;
+mod fixed;
+mod hmat;
 mod hpet;
+mod ivrs;
 mod madt;
 mod mcfg;
 pub(crate) mod raw;
@@ -24,23 +28,37 @@ mod rsdp;
 mod slit;
 mod srat;
 
+pub use console::{Dbg2, DebugPort, DebugPorts, Spcr};
 pub use dmar::{
     Andd, Atsr, BridgeBuses, Covered, Dmar, DmarFinding, DmarFlags, DmarStructure, Drhd,
     InterruptSource, InterruptSourceKind, PciTopology, RegionFault, Rhsa, Rmrr, Satc, ScopeError,
     Scopes, Sidp, Structures, Uncovered, UnitMatch, Via,
 };
 pub use entry::{EntryError, RawEntry};
-pub use fadt::{BootArchitecture, Fadt, FadtFlags, GenericAddress};
+pub use fadt::{BootArchitecture, Fadt, FadtBlock, FadtFlags, GenericAddress};
+pub use fixed::{Bgrt, Ecdt, Tpm2, Waet};
+pub use hmat::{
+    Hmat, HmatStructure, HmatStructures, Measure, MemoryPerformance, MemoryProximity,
+    MemorySideCache,
+};
 pub use hpet::Hpet;
+pub use ivrs::{
+    AcpiDevice, AcpiUid, Blocks, DeviceError, DeviceSettings, DeviceSpan, Devices, Ivhd,
+    IvhdDevice, IvhdFlags, Ivmd, IvmdFlags, IvmdTarget, Ivrs, IvrsBlock, IvrsCovered, IvrsFinding,
+    IvrsMatch, SpecialDevice, SpecialKind, UnityMap,
+};
 pub use madt::{
-    IoApic, LocalApic, LocalApicNmi, Madt, MadtEntries, MadtEntry, MadtFlags, NmiSource, NmiTarget,
-    ProcessorFlags, SourceOverride, WakeupMailbox,
+    ForeignController, IoApic, IoSapic, LocalApic, LocalApicNmi, LocalSapic, Madt, MadtEntries,
+    MadtEntry, MadtFlags, NmiSource, NmiTarget, PlatformInterrupt, ProcessorFlags, SourceOverride,
+    WakeupMailbox,
 };
 pub use mcfg::{EcamAllocation, Mcfg};
 pub use root::RootTable;
 pub use rsdp::{Rsdp, RsdpError};
 pub use slit::Slit;
-pub use srat::{Affinity, MemoryAffinity, MemoryAffinityFlags, Srat, SratEntries};
+pub use srat::{
+    Affinity, DeviceHandle, GenericAffinity, MemoryAffinity, MemoryAffinityFlags, Srat, SratEntries,
+};
 
 /// Numbers of the MADT's entries, for writing.
 pub(crate) use madt::kind as madt_kind;
@@ -81,6 +99,20 @@ impl Signature {
     pub const DMAR: Self = Self(*b"DMAR");
     /// I/O Virtualization Reporting Structure (AMD-Vi).
     pub const IVRS: Self = Self(*b"IVRS");
+    /// Heterogeneous Memory Attribute Table.
+    pub const HMAT: Self = Self(*b"HMAT");
+    /// Serial Port Console Redirection Table.
+    pub const SPCR: Self = Self(*b"SPCR");
+    /// Debug Port Table 2.
+    pub const DBG2: Self = Self(*b"DBG2");
+    /// Boot Graphics Resource Table.
+    pub const BGRT: Self = Self(*b"BGRT");
+    /// Trusted Platform Module 2 table.
+    pub const TPM2: Self = Self(*b"TPM2");
+    /// Windows ACPI Emulated Devices Table.
+    pub const WAET: Self = Self(*b"WAET");
+    /// Embedded Controller Boot Resources Table.
+    pub const ECDT: Self = Self(*b"ECDT");
 
     /// Whether all four bytes are printable ASCII, as every signature in use is.
     #[must_use]

@@ -198,7 +198,7 @@ layout! {
         reserved: [u8; 3],
     }
 
-    /// MADT type 10h (ACPI 6.5, table 5.43).
+    /// MADT type 10h (ACPI 6.5, table 5.43); version 1 of the mailbox adds a reset vector.
     WakeupRaw[16] {
         kind: u8,
         length: u8,
@@ -353,5 +353,276 @@ layout! {
         length: U16,
         reserved: U16,
         segment: U16,
+    }
+
+    /// Fixed part of the IVRS table (AMD IOMMU, section 5.2.1).
+    IvrsRaw[48] {
+        header: SdtHeader,
+        information: U32,
+        reserved: U64,
+    }
+
+    /// I/O Virtualization Hardware Definition, type 10h (AMD IOMMU, section 5.2.2.1).
+    IvhdRaw[24] {
+        kind: u8,
+        flags: u8,
+        length: U16,
+        requester: U16,
+        capability: U16,
+        base: U64,
+        segment: U16,
+        information: U16,
+        features: U32,
+    }
+
+    /// What types 11h and 40h add to the type 10h block (AMD IOMMU, sections 5.2.2.2 and
+    /// 5.2.2.3).
+    IvhdExtensionRaw[16] {
+        features: U64,
+        features2: U64,
+    }
+
+    /// I/O Virtualization Memory Definition (AMD IOMMU, section 5.2.2.9).
+    IvmdRaw[32] {
+        kind: u8,
+        flags: u8,
+        length: U16,
+        requester: U16,
+        last_requester: U16,
+        segment: U16,
+        reserved: [u8; 6],
+        base: U64,
+        size: U64,
+    }
+
+    /// A device entry of four bytes (AMD IOMMU, section 5.2.2.5).
+    DeviceEntry4Raw[4] {
+        kind: u8,
+        requester: U16,
+        settings: u8,
+    }
+
+    /// A device entry with an alias (AMD IOMMU, section 5.2.2.6).
+    DeviceAliasRaw[8] {
+        kind: u8,
+        requester: U16,
+        settings: u8,
+        reserved1: u8,
+        alias: U16,
+        reserved2: u8,
+    }
+
+    /// A device entry with extended settings (AMD IOMMU, section 5.2.2.6).
+    DeviceExtendedRaw[8] {
+        kind: u8,
+        requester: U16,
+        settings: u8,
+        extended: U32,
+    }
+
+    /// A special device (AMD IOMMU, section 5.2.2.6).
+    SpecialDeviceRaw[8] {
+        kind: u8,
+        reserved: U16,
+        settings: u8,
+        handle: u8,
+        requester: U16,
+        variety: u8,
+    }
+
+    /// An ACPI device (AMD IOMMU, section 5.2.2.7); its unique id follows.
+    AcpiDeviceRaw[22] {
+        kind: u8,
+        requester: U16,
+        settings: u8,
+        hardware_id: [u8; 8],
+        compatible_id: [u8; 8],
+        uid_format: u8,
+        uid_length: u8,
+    }
+
+    /// MADT type 6 (ACPI 6.5, table 5.30).
+    IoSapicRaw[16] {
+        kind: u8,
+        length: u8,
+        id: u8,
+        reserved: u8,
+        interrupt_base: U32,
+        address: U64,
+    }
+
+    /// MADT type 7 (ACPI 6.5, table 5.31); the unique id as a string follows.
+    LocalSapicRaw[16] {
+        kind: u8,
+        length: u8,
+        processor: u8,
+        sapic_id: u8,
+        sapic_eid: u8,
+        reserved: [u8; 3],
+        flags: U32,
+        uid: U32,
+    }
+
+    /// MADT type 8 (ACPI 6.5, table 5.32).
+    PlatformInterruptRaw[16] {
+        kind: u8,
+        length: u8,
+        flags: U16,
+        interrupt_type: u8,
+        processor: u8,
+        processor_eid: u8,
+        vector: u8,
+        interrupt: U32,
+        platform_flags: U32,
+    }
+
+    /// SRAT types 5 and 6 (ACPI 6.5, tables 5.66 and 5.68).
+    SratGenericRaw[32] {
+        kind: u8,
+        length: u8,
+        reserved1: u8,
+        handle_type: u8,
+        domain: U32,
+        handle: [u8; 16],
+        flags: U32,
+        reserved2: U32,
+    }
+
+    /// Fixed part of the HMAT (ACPI 6.5, table 5.145).
+    HmatRaw[40] {
+        header: SdtHeader,
+        reserved: U32,
+    }
+
+    /// HMAT type 0 (ACPI 6.5, table 5.146).
+    HmatProximityRaw[40] {
+        kind: U16,
+        reserved1: U16,
+        length: U32,
+        flags: U16,
+        reserved2: U16,
+        initiator: U32,
+        memory: U32,
+        reserved3: U32,
+        base: U64,
+        size: U64,
+    }
+
+    /// HMAT type 1 (ACPI 6.5, table 5.147); the matrix follows.
+    HmatLatencyRaw[32] {
+        kind: U16,
+        reserved1: U16,
+        length: U32,
+        flags: u8,
+        data_type: u8,
+        minimum_transfer: u8,
+        reserved2: u8,
+        initiators: U32,
+        targets: U32,
+        reserved3: U32,
+        base_unit: U64,
+    }
+
+    /// HMAT type 2 (ACPI 6.5, table 5.148); handles follow.
+    HmatCacheRaw[32] {
+        kind: U16,
+        reserved1: U16,
+        length: U32,
+        domain: U32,
+        reserved2: U32,
+        size: U64,
+        attributes: U32,
+        address_mode: U16,
+        handles: U16,
+    }
+
+    /// Serial Port Console Redirection Table, up to what every revision has.
+    SpcrRaw[80] {
+        header: SdtHeader,
+        interface: u8,
+        reserved1: [u8; 3],
+        registers: GasRaw,
+        interrupt_type: u8,
+        irq: u8,
+        interrupt: U32,
+        baud_rate: u8,
+        parity: u8,
+        stop_bits: u8,
+        flow_control: u8,
+        terminal: u8,
+        language: u8,
+        pci_device: U16,
+        pci_vendor: U16,
+        pci_bus: u8,
+        pci_slot: u8,
+        pci_function: u8,
+        pci_flags: U32,
+        pci_segment: u8,
+        clock: U32,
+    }
+
+    /// What revision 4 of the SPCR adds; a path in the namespace follows.
+    SpcrExtensionRaw[8] {
+        precise_baud_rate: U32,
+        path_length: U16,
+        path_offset: U16,
+    }
+
+    /// Fixed part of the Debug Port Table 2.
+    Dbg2Raw[44] {
+        header: SdtHeader,
+        devices_offset: U32,
+        devices: U32,
+    }
+
+    /// A device of the DBG2.
+    Dbg2DeviceRaw[22] {
+        revision: u8,
+        length: U16,
+        registers: u8,
+        path_length: U16,
+        path_offset: U16,
+        oem_length: U16,
+        oem_offset: U16,
+        port_type: U16,
+        port_subtype: U16,
+        reserved: U16,
+        registers_offset: U16,
+        sizes_offset: U16,
+    }
+
+    /// Boot Graphics Resource Table (ACPI 6.5, table 5.115).
+    BgrtRaw[56] {
+        header: SdtHeader,
+        version: U16,
+        status: u8,
+        image_type: u8,
+        image: U64,
+        offset_x: U32,
+        offset_y: U32,
+    }
+
+    /// Trusted Platform Module 2 table (TCG ACPI Specification 1.3, section 8).
+    Tpm2Raw[52] {
+        header: SdtHeader,
+        platform_class: U16,
+        reserved: U16,
+        control_area: U64,
+        start_method: U32,
+    }
+
+    /// Windows ACPI Emulated Devices Table.
+    WaetRaw[40] {
+        header: SdtHeader,
+        flags: U32,
+    }
+
+    /// Embedded Controller Boot Resources Table (ACPI 6.5, table 5.57); the path follows.
+    EcdtRaw[65] {
+        header: SdtHeader,
+        control: GasRaw,
+        data: GasRaw,
+        uid: U32,
+        gpe_bit: u8,
     }
 }

@@ -1,10 +1,10 @@
 //! System Resource Affinity Table (ACPI 6.5, section 5.2.16).
 
 use bitflags::bitflags;
-use handoff_abi::{ApicId, PhysAddr, PhysRange};
+use handoff_abi::{ApicId, PciFunction, PhysAddr, PhysRange, RequesterId};
 
 use super::entry::{EntryError, FieldWidth, RawEntries, RawEntry};
-use super::raw::{SratApicRaw, SratMemoryRaw, SratRaw, SratX2ApicRaw};
+use super::raw::{SratApicRaw, SratGenericRaw, SratMemoryRaw, SratRaw, SratX2ApicRaw};
 use super::{Sdt, Signature, TableError};
 
 /// Type fields of the entries (ACPI 6.5, section 5.2.16).
@@ -12,6 +12,8 @@ pub(crate) mod kind {
     pub(crate) const LOCAL_APIC: u8 = 0;
     pub(crate) const MEMORY: u8 = 1;
     pub(crate) const LOCAL_X2APIC: u8 = 2;
+    pub(crate) const GENERIC_INITIATOR: u8 = 5;
+    pub(crate) const GENERIC_PORT: u8 = 6;
 }
 
 bitflags! {
@@ -39,6 +41,43 @@ pub struct MemoryAffinity {
     pub flags: MemoryAffinityFlags,
 }
 
+/// How an entry names a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum DeviceHandle {
+    /// A device of the namespace: `_HID` and `_UID`.
+    Acpi {
+        /// Its `_HID`.
+        hardware_id: [u8; 8],
+        /// Its `_UID`.
+        uid: [u8; 4],
+    },
+    /// A PCI function.
+    Pci(PciFunction),
+    /// A handle of another type, as it stands.
+    Other {
+        /// The type field.
+        kind: u8,
+        /// The handle.
+        handle: [u8; 16],
+    },
+}
+
+/// A device that is near some memory: an entry of type 5 or 6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct GenericAffinity {
+    /// The proximity domain.
+    pub domain: u32,
+    /// The device.
+    pub handle: DeviceHandle,
+    /// Whether the entry counts.
+    pub enabled: bool,
+    /// Whether it is a port that others are behind (type 6), and not an initiator (type 5).
+    pub is_port: bool,
+}
+
 /// An entry of the SRAT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -58,7 +97,9 @@ pub enum Affinity<'a> {
     },
     /// Type 1: memory.
     Memory(MemoryAffinity),
-    /// Any other type.
+    /// Type 5 or 6: a device.
+    Device(GenericAffinity),
+    /// Any other type; those of other architectures (3, 4 and 7) are left as they are.
     Unknown(RawEntry<'a>),
 }
 
@@ -122,6 +163,30 @@ fn decode(entry: RawEntry<'_>, wide_domains: bool) -> Result<Affinity<'_>, Entry
                 enabled: raw.flags.get() & 1 != 0,
                 x2apic: true,
             }
+        }
+        kind @ (kind::GENERIC_INITIATOR | kind::GENERIC_PORT) => {
+            let raw: SratGenericRaw = entry.fixed(table)?;
+            let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = raw.handle;
+            Affinity::Device(GenericAffinity {
+                domain: raw.domain.get(),
+                handle: match raw.handle_type {
+                    0 => DeviceHandle::Acpi {
+                        hardware_id: [a, b, c, d, e, f, g, h],
+                        uid: [i, j, k, l],
+                    },
+                    // The bus number comes first here, then device and function.
+                    1 => DeviceHandle::Pci(PciFunction {
+                        segment: u16::from_le_bytes([a, b]),
+                        requester: RequesterId(u16::from_be_bytes([c, d])),
+                    }),
+                    kind => DeviceHandle::Other {
+                        kind,
+                        handle: raw.handle,
+                    },
+                },
+                enabled: raw.flags.get() & 1 != 0,
+                is_port: kind == kind::GENERIC_PORT,
+            })
         }
         _ => Affinity::Unknown(entry),
     })

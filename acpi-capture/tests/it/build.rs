@@ -232,6 +232,79 @@ pub(crate) fn scope(kind: u8, id: u8, bus: u8, path: &[(u8, u8)]) -> Vec<u8> {
         .0
 }
 
+/// An IVRS table of these blocks.
+pub(crate) fn ivrs(blocks: &[Vec<u8>]) -> Vec<u8> {
+    let body = Bytes::new().u32(0x0020_3043).u64(0);
+    sdt(b"IVRS", 2, &body.raw(&blocks.concat()).0)
+}
+
+/// A unit: `block` is 10h, 11h or 40h, and `function` the unit's own function.
+pub(crate) fn ivhd(
+    block: u8,
+    segment: u16,
+    function: u16,
+    base: u64,
+    devices: &[Vec<u8>],
+) -> Vec<u8> {
+    let devices = devices.concat();
+    let fixed = if block == 0x10 { 24 } else { 40 };
+    let head = Bytes::new()
+        .u8(block)
+        .u8(0xb0)
+        .u16((fixed + devices.len()) as u16);
+    let head = head.u16(function).u16(0x40).u64(base).u16(segment).u16(0);
+    let head = match block {
+        0x10 => head.u32(0x8000_0000),
+        _ => head.u32(0).u64(0x22_a2c0_f000_01f2).u64(0x11),
+    };
+    head.raw(&devices).0
+}
+
+/// A device entry of four bytes.
+pub(crate) fn device(kind: u8, id: u16, settings: u8) -> Vec<u8> {
+    Bytes::new().u8(kind).u16(id).u8(settings).0
+}
+
+/// Two entries: a range and its end.
+pub(crate) fn device_range(first: u16, last: u16, settings: u8) -> Vec<u8> {
+    [device(3, first, settings), device(4, last, 0)].concat()
+}
+
+/// A device entry with an alias: 42h, or 43h with the end that follows it.
+pub(crate) fn device_alias(first: u16, last: Option<u16>, alias: u16) -> Vec<u8> {
+    let kind = if last.is_some() { 0x43 } else { 0x42 };
+    let entry = Bytes::new().u8(kind).u16(first).u16(0).u16(alias).u8(0).0;
+    [entry, last.map_or(Vec::new(), |last| device(4, last, 0))].concat()
+}
+
+/// An I/O APIC (variety 1) or HPET (variety 2).
+pub(crate) fn special(variety: u8, handle: u8, id: u16, settings: u8) -> Vec<u8> {
+    let head = Bytes::new().u8(0x48).u16(0).u8(settings).u8(handle);
+    head.u16(id).u8(variety).0
+}
+
+/// A device of the namespace.
+pub(crate) fn acpi_device(id: u16, hardware_id: &[u8; 8], format: u8, uid: &[u8]) -> Vec<u8> {
+    let head = Bytes::new()
+        .u8(0xf0)
+        .u16(id)
+        .u8(0x40)
+        .raw(hardware_id)
+        .raw(&[0; 8]);
+    head.u8(format).u8(uid.len() as u8).raw(uid).0
+}
+
+/// Memory of devices: `block` is 20h, 21h or 22h.
+pub(crate) fn ivmd(block: u8, flags: u8, ids: (u16, u16), base: u64, length: u64) -> Vec<u8> {
+    let head = Bytes::new()
+        .u8(block)
+        .u8(flags)
+        .u16(32)
+        .u16(ids.0)
+        .u16(ids.1);
+    head.u64(0).u64(base).u64(length).0
+}
+
 pub(crate) const ENDPOINT: u8 = 1;
 pub(crate) const BRIDGE: u8 = 2;
 pub(crate) const IO_APIC: u8 = 3;

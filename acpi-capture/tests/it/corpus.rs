@@ -21,7 +21,7 @@ use crate::hostile::read_everything;
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) kind: String,
-    machine: String,
+    pub(crate) machine: String,
     checksum: String,
     pub(crate) bytes: Vec<u8>,
 }
@@ -31,9 +31,13 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn unpack() -> Option<PathBuf> {
+fn root() -> PathBuf {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
-    let corpus = std::env::var_os("BATON_CORPUS").map_or(default, PathBuf::from);
+    std::env::var_os("BATON_CORPUS").map_or(default, PathBuf::from)
+}
+
+fn unpack() -> Option<PathBuf> {
+    let corpus = root();
     if !corpus.join("MANIFEST.tsv").is_file() {
         say(&format!(
             "corpus: SKIPPED, there is none at {} (set BATON_CORPUS)",
@@ -54,13 +58,29 @@ fn unpack() -> Option<PathBuf> {
         assert!(status.unwrap().success(), "{}", archive.display());
     }
     std::fs::copy(corpus.join("MANIFEST.tsv"), into.join("MANIFEST.tsv")).unwrap();
-    for file in std::fs::read_dir(corpus.join("qemu-7.2")).unwrap() {
-        let path = file.unwrap().path();
-        let to = into.join("qemu-7.2");
-        std::fs::create_dir_all(&to).unwrap();
-        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
-    }
     Some(into)
+}
+
+/// What QEMU gives: not in the manifest.
+fn qemu_tables() -> Vec<Entry> {
+    let directory = root().join("qemu-7.2");
+    let files = std::fs::read_dir(directory).unwrap();
+    files
+        .map(|file| {
+            let path = file.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            Entry {
+                kind: match name.ends_with(".ivrs") {
+                    true => "acpi:IVRS".to_owned(),
+                    false => "acpi:DMAR".to_owned(),
+                },
+                machine: format!("qemu-7.2/{name}"),
+                name: format!("qemu-7.2/{name}"),
+                checksum: "ok".to_owned(),
+                bytes: std::fs::read(&path).unwrap(),
+            }
+        })
+        .collect()
 }
 
 /// The corpus, read once; `None`, after saying so, where there is none.
@@ -80,7 +100,7 @@ pub(crate) fn corpus() -> Option<&'static [Entry]> {
                 bytes,
             })
         });
-        let entries: Vec<_> = entries.collect();
+        let entries: Vec<_> = entries.chain(qemu_tables()).collect();
         std::fs::remove_dir_all(&root).unwrap();
         say(&format!("corpus: {} files", entries.len()));
         assert!(entries.len() > 7000);
@@ -89,7 +109,7 @@ pub(crate) fn corpus() -> Option<&'static [Entry]> {
     CORPUS.get_or_init(read).as_deref()
 }
 
-fn of_kind<'a>(corpus: &'a [Entry], kind: &str) -> Vec<&'a Entry> {
+pub(crate) fn of_kind<'a>(corpus: &'a [Entry], kind: &str) -> Vec<&'a Entry> {
     let found: Vec<_> = corpus.iter().filter(|entry| entry.kind == kind).collect();
     assert!(!found.is_empty(), "{kind}");
     say(&format!("corpus: {} files of kind {kind}", found.len()));
@@ -212,9 +232,7 @@ fn every_dmar_table_is_understood_and_every_oddity_is_found() {
     let mut oddities = BTreeMap::new();
     let mut odd = |what: &'static str| *oddities.entry(what).or_insert(0) += 1;
     let (mut hops, mut covered) = (0, 0);
-    let mut tables = of_kind(corpus, "acpi:DMAR");
-    tables.extend(corpus.iter().filter(|e| e.name.ends_with(".dmar")));
-    for entry in tables {
+    for entry in of_kind(corpus, "acpi:DMAR") {
         let dmar = Dmar::parse(&entry.bytes).unwrap();
         let (units, regions, scopes) = plain_dmar(&entry.bytes);
         let mut read = (Vec::new(), Vec::new(), 0);
@@ -434,7 +452,14 @@ fn every_smbios_file_is_understood() {
             // Counted another way: where each structure begins if one hops from end to end.
             let mut plain = 0;
             let mut at = 0;
-            while at + 4 <= table.len() && table[at + 1] >= 4 {
+            while at + 4 <= table.len() {
+                while at + 4 <= table.len() && table[at..at + 2] == [0, 0] {
+                    // Zeros that nobody counts.
+                    at += table[at..].iter().take_while(|&&byte| byte == 0).count();
+                }
+                if at + 4 > table.len() || table[at + 1] < 4 {
+                    break;
+                }
                 let mut end = at + usize::from(table[at + 1]);
                 while end + 1 < table.len() && table[end..end + 2] != [0, 0] {
                     end += 1;
@@ -498,11 +523,14 @@ fn whole_machines_are_captured_and_cut_down() {
     assert!(captured > 400 && cut > 400);
 }
 
-const RSDP: u64 = 0xf_0010;
+pub(crate) const RSDP: u64 = 0xf_0010;
 
 /// Memory with all tables of a machine at unaligned addresses below a new root table, and which of
 /// the tables must be captured from where.
-fn assemble<'a>(number: usize, entries: &[&'a Entry]) -> Option<(Memory, Vec<(u64, &'a Entry)>)> {
+pub(crate) fn assemble<'a>(
+    number: usize,
+    entries: &[&'a Entry],
+) -> Option<(Memory, Vec<(u64, &'a Entry)>)> {
     let mut memory = Memory::default();
     let mut pointers = Vec::new();
     let mut copied = Vec::new();

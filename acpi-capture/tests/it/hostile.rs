@@ -51,6 +51,19 @@ pub(crate) fn read_everything(bytes: &[u8]) -> usize {
         read += 1 + fadt.reset().is_some() as usize + fadt.dsdt_64().0 as usize % 2;
     }
     read += Hpet::from_sdt(sdt).is_ok() as usize;
+    read += read_small(sdt);
+    if let Ok(ivrs) = Ivrs::from_sdt(sdt) {
+        read += ivrs.blocks().count() + ivrs.special_devices().count();
+        read += ivrs.units().flat_map(|unit| unit.devices()).count();
+        read += ivrs.memory().filter(|m| m.unity_map().is_ok()).count();
+        ivrs.findings(None, |_| read += 1);
+        read += ivrs.lost_memory().is_some() as usize;
+        for bus in [0, 1, 2, 255] {
+            let function = function(bus, 1, 0);
+            read += ivrs.unit_for(function).covered().is_some() as usize;
+            read += ivrs.reserved_for(function).count();
+        }
+    }
     if let Ok(dmar) = Dmar::from_sdt(sdt) {
         let topology = Topology::with(&[(function(0, 1, 0), 1, 4), (function(1, 0, 0), 0, 255)]);
         read += dmar.structures().count() + dmar.units().count();
@@ -67,7 +80,38 @@ pub(crate) fn read_everything(bytes: &[u8]) -> usize {
     read
 }
 
-fn tables() -> Vec<Vec<u8>> {
+/// The tables that have no structure worth a name.
+fn read_small(sdt: Sdt<'_>) -> usize {
+    let mut read = 0;
+    if let Ok(hmat) = Hmat::from_sdt(sdt) {
+        for structure in hmat.structures().flatten() {
+            read += 1;
+            if let HmatStructure::Performance(matrix) = structure {
+                read += matrix.initiators().count() + matrix.targets().count();
+                read += matrix.value(0, 0).is_some() as usize;
+            }
+        }
+    }
+    if let Ok(spcr) = Spcr::from_sdt(sdt) {
+        read += 1 + spcr.path().len() + spcr.pci_function().is_some() as usize;
+        read += format!("{spcr:?}").len();
+    }
+    if let Ok(dbg2) = Dbg2::from_sdt(sdt) {
+        read += dbg2.ports().count();
+        let ports = dbg2.ports().flatten();
+        read += ports
+            .map(|port| port.registers().count() + port.path.len() + port.oem_data.len())
+            .sum::<usize>();
+    }
+    read += Bgrt::from_sdt(sdt).is_ok() as usize;
+    read += Tpm2::from_sdt(sdt).is_ok_and(|tpm| tpm.log.is_some()) as usize;
+    read += Waet::from_sdt(sdt).is_ok() as usize;
+    read += Ecdt::from_sdt(sdt).map_or(0, |ecdt| 1 + ecdt.path.len());
+    read
+}
+
+pub(crate) fn tables() -> Vec<Vec<u8>> {
+    use crate::build_small::*;
     use build::*;
     vec![
         madt(
@@ -115,6 +159,29 @@ fn tables() -> Vec<Vec<u8>> {
                 structure(4, b"\0\0\0\x01\\_SB", &[]),
             ],
         ),
+        ivrs(&[
+            ivhd(
+                0x40,
+                0,
+                2,
+                0xfd50_0000,
+                &[
+                    device_range(8, 0xfffe, 0),
+                    device_alias(0xff00, Some(0xffff), 0xa5),
+                    device(2, 0x10, 1),
+                    special(1, 1, 0xa0, 0xd7),
+                    acpi_device(0xa5, b"AMDI0020", 2, b"\\_SB.FUR0"),
+                ],
+            ),
+            ivmd(0x22, 8, (0, 0xfff), 0x1000, 1),
+        ]),
+        hmat_sample(),
+        spcr(4, b"\\_SB.UAR1"),
+        dbg2(&[(0x8000, 0, b"\\_SB.UAR1", &[(0x3f8, 8)])]),
+        bgrt(0b101, 0x7000_0000),
+        tpm2(7, Some((0x1_0000, 0x7100_0000))),
+        waet(3),
+        ecdt(0x66, 0x62, b"\\_SB.PCI0.LPCB.EC0"),
         rsdp(1, 2),
         xsdt(&[1, 2, 3]),
         smbios_entry_64(1, 2),

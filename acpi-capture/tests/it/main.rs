@@ -2,13 +2,21 @@
 //! against the tables of real machines.
 
 mod build;
+mod build_small;
 mod capture;
 mod corpus;
 mod dmar;
 mod hostile;
 mod iasl;
+mod ivrs;
+mod machines;
 mod memory;
 mod namespace;
+mod once;
 mod oracle;
 mod partition;
+mod reencode;
+mod setup;
+mod small;
+mod snapshots;
 mod tables;

@@ -160,7 +160,8 @@ fn a_madt_yields_every_kind_of_entry() {
             MadtEntry::LocalApicOverride(PhysAddr(0x12_3456_7000)),
             MadtEntry::Wakeup(WakeupMailbox {
                 version: 0,
-                mailbox: PhysAddr(0x7f00_1000)
+                mailbox: PhysAddr(0x7f00_1000),
+                reset_vector: None,
             }),
             MadtEntry::Unknown(RawEntry {
                 kind: 0x7f,

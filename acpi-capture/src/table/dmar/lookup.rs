@@ -85,6 +85,18 @@ pub enum Uncovered {
         /// Where in the table the unreadable structure begins, in bytes.
         offset: usize,
     },
+    /// IVRS: it is itself the unit with this index, which translates for others only.
+    TheUnitItself {
+        /// The index.
+        index: usize,
+    },
+    /// IVRS: its requests are said to arrive with two different ids.
+    Aliases {
+        /// The first.
+        first: RequesterId,
+        /// The other.
+        second: RequesterId,
+    },
 }
 
 impl fmt::Display for Uncovered {
@@ -102,6 +114,10 @@ impl fmt::Display for Uncovered {
                     f,
                     "the structure at {offset:#x} is unreadable and may name it"
                 )
+            }
+            Self::TheUnitItself { index } => write!(f, "it is unit {index} itself"),
+            Self::Aliases { first, second } => {
+                write!(f, "its requests arrive as {first} or as {second}")
             }
         }
     }

@@ -34,6 +34,8 @@ bitflags! {
         const X2APIC_OPT_OUT = 1 << 1;
         /// Firmware asks for DMA to be restricted by default.
         const DMA_CTRL_PLATFORM_OPT_IN_FLAG = 1 << 2;
+        /// Firmware asks that DMA remapping be left alone.
+        const DMA_REMAP_OPT_OUT = 1 << 3;
         const _ = !0;
     }
 }
@@ -285,6 +287,7 @@ fn decode(entry: RawEntry<'_>) -> Result<DmarStructure<'_>, EntryError> {
                     segment: raw.segment.get(),
                     registers: registers(raw.base.get(), raw.size),
                     include_all: raw.flags & 1 != 0,
+                    amd_vi: None,
                 },
                 offset: entry.offset,
                 scopes: entry.after::<DrhdRaw>(),
