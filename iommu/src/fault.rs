@@ -19,6 +19,11 @@ pub enum FaultRequest {
         /// The page's first byte.
         address: u64,
     },
+    /// It read or wrote memory; which, the unit does not say.
+    Access {
+        /// The page's first byte.
+        address: u64,
+    },
     /// It read and wrote memory in one atomic operation.
     Atomic {
         /// The page's first byte.
@@ -103,20 +108,24 @@ impl Fault {
         match self.request {
             FaultRequest::Read { address }
             | FaultRequest::Write { address }
+            | FaultRequest::Access { address }
             | FaultRequest::Atomic { address }
             | FaultRequest::PageRequest { address } => Some(address),
             FaultRequest::Interrupt { .. } => None,
         }
     }
 
-    /// The access that was tried; `None` for an interrupt or a page request.
+    /// The access that was tried; `None` for an interrupt or a page request, and where the unit does
+    /// not say.
     #[must_use]
     pub const fn access(&self) -> Option<crate::Access> {
         match self.request {
             FaultRequest::Read { .. } => Some(crate::Access::READ),
             FaultRequest::Write { .. } => Some(crate::Access::WRITE),
             FaultRequest::Atomic { .. } => Some(crate::Access::READ_WRITE),
-            FaultRequest::PageRequest { .. } | FaultRequest::Interrupt { .. } => None,
+            FaultRequest::Access { .. }
+            | FaultRequest::PageRequest { .. }
+            | FaultRequest::Interrupt { .. } => None,
         }
     }
 }
@@ -127,6 +136,7 @@ impl fmt::Display for Fault {
         match self.request {
             FaultRequest::Read { address } => write!(f, "read {address:#x}")?,
             FaultRequest::Write { address } => write!(f, "write {address:#x}")?,
+            FaultRequest::Access { address } => write!(f, "access to {address:#x}")?,
             FaultRequest::Atomic { address } => write!(f, "atomic access to {address:#x}")?,
             FaultRequest::PageRequest { address } => write!(f, "page request for {address:#x}")?,
             FaultRequest::Interrupt { index } => write!(f, "interrupt entry {index}")?,

@@ -10,4 +10,7 @@ pub enum MoveMethod {
     Selective,
     /// Everything at once, for many: the batch has the same length however many they are.
     Global,
+    /// By exchanging the table that says which domain a device is in for another that was prepared:
+    /// also the stores and register writes are the same, however many they are.
+    Switch,
 }

@@ -22,7 +22,8 @@ pub trait RegisterIo {
 
 /// The physical memory that holds a unit's tables and queues, as the unit sees it.
 ///
-/// The driver reads and writes only inside the arena it was given. The order of stores as made
+/// The driver reads and writes only inside the arena it was given, or inside the one slot of another's
+/// queue that it has to close and was given the memory of. The order of stores as made
 /// here is the order in which the unit may observe them: an implementation makes each a single
 /// volatile store (x86-64 keeps stores in order) and never merges or splits one.
 pub trait TableMemory {

@@ -5,10 +5,14 @@
 mod adoption;
 #[path = "strict_vtd/bring_up.rs"]
 mod bring_up;
+#[path = "strict_vtd/closing.rs"]
+mod closing;
 #[path = "strict_vtd/faults.rs"]
 mod faults;
 #[path = "strict_vtd/fence.rs"]
 mod fence;
+#[path = "strict_vtd/holes.rs"]
+mod holes;
 #[path = "strict_vtd/interrupts.rs"]
 mod interrupts;
 #[path = "strict_vtd/invalidation.rs"]

@@ -286,6 +286,20 @@ impl Machine {
         unit.find_context_pages(memory);
     }
 
+    /// Moves the queue of a unit on, as whoever ran it before may have left it: all of it is done up
+    /// to `slot`, and the last thing in it was a wait or was not.
+    ///
+    /// # Panics
+    /// Where the unit runs no queue, or one without such a slot.
+    pub fn left_queue(&self, unit: usize, slot: u32, behind_wait: bool) {
+        let unit = &mut self.0.borrow_mut().units[unit];
+        let queue = unit.queue.expect("the queue is off");
+        assert!(slot < queue.slots, "the queue has {} slots", queue.slots);
+        unit.iqh = slot;
+        unit.iqt = slot;
+        unit.last_was_wait = behind_wait;
+    }
+
     /// Everything that `sid` reaches through a unit: what the tables in memory say, and what the
     /// caches still remember of earlier ones. Runs of addresses are joined.
     ///
@@ -443,7 +457,7 @@ impl Machine {
 }
 
 /// Sorts and joins runs that continue each other.
-fn join(mut found: Vec<Reach>) -> Vec<Reach> {
+pub(crate) fn join(mut found: Vec<Reach>) -> Vec<Reach> {
     found.sort_unstable();
     found.dedup();
     let mut joined: Vec<Reach> = Vec::new();

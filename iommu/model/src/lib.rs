@@ -1,6 +1,7 @@
-//! A strict, adversarial model of VT-d remapping hardware, to test drivers against.
+//! Strict, adversarial models of remapping hardware, to test drivers against: VT-d here, AMD-Vi in
+//! [`amd`].
 //!
-//! It is written from the architecture's specification and shares nothing with any driver: neither
+//! Each is written from the architecture's specification and shares nothing with any driver: neither
 //! constants nor code. Where the specification leaves hardware a choice, the model takes the choice
 //! that hurts software most:
 //!
@@ -13,9 +14,10 @@
 //! * a unit that does not snoop sees only what was written back, by the cache line.
 //!
 //! A rule of the architecture that software breaks is kept as a [`Violation`]; a test ends with
-//! [`Machine::assert_no_violations`]. What the model leaves out: scalable mode, device-TLBs, page
+//! [`Machine::assert_no_violations`]. What the model of VT-d leaves out: scalable mode, device-TLBs, page
 //! requests, posted interrupts, advanced fault logging.
 
+pub mod amd;
 mod config;
 mod devices;
 mod faults;

@@ -32,39 +32,44 @@ pub(crate) type Page = [u64; 512];
 pub(crate) struct Memory {
     processor: ByPage<Box<Page>>,
     written_back: ByPage<Box<Page>>,
-    rubbish: bool,
+    /// What memory holds before anyone wrote it.
+    untouched: fn(u64) -> u64,
 }
 
 impl Memory {
     pub(crate) fn new(rubbish: bool) -> Self {
+        Self::holding(if rubbish { Self::rubbish } else { |_| 0 })
+    }
+
+    /// Memory that holds this before anyone wrote it.
+    pub(crate) fn holding(untouched: fn(u64) -> u64) -> Self {
         Self {
             processor: ByPage::default(),
             written_back: ByPage::default(),
-            rubbish,
+            untouched,
         }
     }
 
-    /// What memory holds before anyone wrote it. The rubbish has the present bits set and points
-    /// into low memory, so whoever reads it as an entry goes somewhere.
-    fn untouched(rubbish: bool, at: u64) -> u64 {
-        if !rubbish {
-            return 0;
-        }
-        let mixed = (at ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed >> 24 & 0x00ff_f000) | 0x0666_0003
+    /// Rubbish that has the present bits set and points into low memory, so whoever reads it as an
+    /// entry goes somewhere.
+    fn rubbish(at: u64) -> u64 {
+        (Self::mixed(at) >> 24 & 0x00ff_f000) | 0x0666_0003
     }
 
-    fn blank(rubbish: bool, page: u64) -> Box<Page> {
+    /// A number that looks random and is always the same for one address.
+    pub(crate) fn mixed(at: u64) -> u64 {
+        (at ^ 0x9e37_79b9_7f4a_7c15).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    }
+
+    fn blank(untouched: fn(u64) -> u64, page: u64) -> Box<Page> {
         Box::new(core::array::from_fn(|i| {
-            Self::untouched(rubbish, page * 4096 + i as u64 * 8)
+            untouched(page * 4096 + i as u64 * 8)
         }))
     }
 
     fn read(&self, view: &ByPage<Box<Page>>, at: u64) -> u64 {
-        view.get(&(at / 4096)).map_or_else(
-            || Self::untouched(self.rubbish, at),
-            |p| p[(at % 4096 / 8) as usize],
-        )
+        view.get(&(at / 4096))
+            .map_or_else(|| (self.untouched)(at), |p| p[(at % 4096 / 8) as usize])
     }
 
     fn write(&mut self, back: bool, at: u64, value: u64) {
@@ -73,10 +78,10 @@ impl Memory {
         } else {
             &mut self.processor
         };
-        let rubbish = self.rubbish;
+        let untouched = self.untouched;
         let page = view
             .entry(at / 4096)
-            .or_insert_with(|| Self::blank(rubbish, at / 4096));
+            .or_insert_with(|| Self::blank(untouched, at / 4096));
         page[(at % 4096 / 8) as usize] = value;
     }
 
@@ -88,7 +93,7 @@ impl Memory {
             &self.written_back
         };
         view.get(&page)
-            .map_or_else(|| *Self::blank(self.rubbish, page), |p| **p)
+            .map_or_else(|| *Self::blank(self.untouched, page), |p| **p)
     }
 
     pub(crate) fn processor(&self, at: u64) -> u64 {
@@ -122,6 +127,12 @@ impl Memory {
     pub(crate) fn device_write(&mut self, at: u64, value: u64) {
         self.write(false, at, value);
         self.write(true, at, value);
+    }
+
+    /// A whole page, in both views.
+    pub(crate) fn device_write_page(&mut self, page: u64, words: Page) {
+        self.processor.insert(page, Box::new(words));
+        self.written_back.insert(page, Box::new(words));
     }
 
     pub(crate) fn device_write_bytes(&mut self, at: u64, bytes: &[u8]) {

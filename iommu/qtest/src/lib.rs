@@ -1,4 +1,4 @@
-//! Drives the VT-d driver, unchanged, from a host test against the unit that QEMU emulates. No
+//! Drives the drivers, unchanged, from a host test against the units that QEMU emulates. No
 //! guest runs: the one processor is halted, and the test reads and writes the machine's memory,
 //! ports and registers over QEMU's *qtest* socket.
 //!
@@ -9,6 +9,7 @@
 //! * [`Edu`] is a device that does whatever DMA it is told to and raises interrupts.
 //! * [`Fence`] is a machine whose unit the driver brought up, with two domains and what a test asks
 //!   of them.
+//! * [`AmdMachine`] and [`AmdFence`] are the same for AMD-Vi, whose devices all sit on bus 0.
 //! * [`Trace`] is what QEMU says it did: an oracle that does not pass through the driver.
 //! * [`raw`] reads and writes the unit's registers, tables and queue with constants of its own, so
 //!   that a mistake in the driver's is not repeated by the test.
@@ -17,6 +18,7 @@
 //! life to the test's. Whatever goes wrong in the harness itself panics with QEMU's own words: it
 //! is a test that fails.
 
+mod amd;
 mod bus;
 mod edu;
 mod fence;
@@ -27,6 +29,9 @@ mod process;
 pub mod raw;
 mod trace;
 
+pub use amd::{
+    AMD_ARENA, AMD_REGISTERS, AMD_WINDOW, AmdDriver, AmdFence, AmdMachine, SharedTables,
+};
 pub use bus::Bus;
 pub use edu::Edu;
 pub use fence::{

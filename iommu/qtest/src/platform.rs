@@ -72,7 +72,7 @@ impl Observer {
         *self.hook.borrow_mut() = None;
     }
 
-    fn see(&self, step: Step) {
+    pub(crate) fn see(&self, step: Step) {
         let mut counts = self.counts.get();
         let count = match step {
             Step::ReadRegister(_) => &mut counts.register_reads,

@@ -3,8 +3,10 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use iommu::vtd::Config;
-use iommu_qtest::{Board, Event, Fence, MINE, Machine, THEIRS, delivered, id, raw, reaches};
+use iommu::vtd::{Config, EnableError};
+use iommu_qtest::{
+    Board, Event, Fence, MINE, Machine, Observer, THEIRS, delivered, id, raw, reaches,
+};
 
 /// GCMD.
 const COMMAND: u64 = 0x18;
@@ -160,7 +162,8 @@ fn a_unit_that_translates_already_is_taken_over_without_a_gap() {
     });
     fence.bus().write(foreign, b"the other's data");
     let mut trace = fence.bus().trace();
-    fence.driver.enable().unwrap();
+    let mut queue = fence.machine().platform(&Observer::default()).1;
+    fence.driver.enable_over(&mut queue).unwrap();
     fence.observer().stop();
     assert!(done.get() > 30, "{} transfers on the way", done.get());
     assert_eq!(
@@ -198,7 +201,97 @@ fn faults_from_before_are_not_told_as_news() {
     assert!(fence.raw().fault().is_some());
     let second = fence.machine().second_driver(Config::default()).unwrap();
     fence.replace_driver(second);
-    fence.driver.enable().unwrap();
+    let mut queue = fence.machine().platform(&Observer::default()).1;
+    fence.driver.enable_over(&mut queue).unwrap();
     assert_eq!(fence.raw().fault(), None);
     assert_eq!(fence.faults(), []);
+}
+
+/// A unit that a first driver left on, as firmware would, with these descriptors last in its queue.
+fn left_running(last: &[(u64, u64)]) -> Fence {
+    let mut fence = Fence::new(&Board::default());
+    fence.attach(0, id(1));
+    fence.raw().submit(last);
+    let second = fence.machine().second_driver(Config::default()).unwrap();
+    fence.replace_driver(second);
+    fence.make_domains();
+    fence.attach(0, id(1));
+    fence
+}
+
+#[test]
+fn this_unit_never_switches_a_queue_off_behind_anything_but_a_wait() {
+    let fence = left_running(&[raw::descriptor::iotlb_domain(1)]);
+    let on = raw::TES | raw::IRES;
+    fence.raw().command(on);
+    assert_ne!(fence.raw().status() & raw::QIES, 0);
+    assert!(
+        fence.bus().errors().contains("improper state"),
+        "{}",
+        fence.bus().errors()
+    );
+    let status = fence.raw().queue() + 0x2000;
+    fence.raw().submit(&[raw::descriptor::wait(status, 1)]);
+    fence.raw().command(on);
+    assert_eq!(fence.raw().status() & raw::QIES, 0);
+}
+
+#[test]
+fn a_queue_that_runs_is_closed_behind_a_wait_whatever_came_last() {
+    let nowhere = 0x7030_0000;
+    let device = handoff_abi::RequesterId::new(1, 0, 0).unwrap();
+    for last in [
+        raw::descriptor::iotlb_domain(1),
+        raw::descriptor::context_device(device, 1),
+        raw::descriptor::wait(nowhere, 1),
+    ] {
+        let mut fence = left_running(&[last]);
+        let own = MINE.base().0;
+        let queue = fence.raw().queue();
+        let before = fence.bus().read(queue, 4096);
+        let observer = Observer::default();
+        let (_, mut memory) = fence.machine().platform(&observer);
+        // Without the memory nothing happens at all.
+        let trace = fence.bus().trace();
+        let error = fence.driver.enable().unwrap_err();
+        let EnableError::QueueRuns(range) = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!((range.base().0, range.length()), (queue, 4096));
+        let mut trace = trace;
+        assert_eq!(writes(&trace.take()), []);
+
+        let mut trace = fence.bus().trace();
+        fence.driver.enable_over(&mut memory).unwrap();
+        let events = trace.take();
+        let on = u64::from(raw::TES | raw::IRES);
+        for write in writes(&events) {
+            if write.0 == COMMAND {
+                assert_eq!(write.2 & on, on, "switched off on the way: {write:x?}");
+            }
+        }
+        let first = events
+            .iter()
+            .find(|event| event.name.starts_with("vtd_inv_desc_"))
+            .unwrap();
+        assert_eq!(first.name, "vtd_inv_desc_wait_sw");
+        assert_ne!(fence.raw().queue(), queue, "the unit has a new queue");
+        assert!(fence.bus().read(queue, 4096) == before, "as it was");
+        let counts = observer.take();
+        assert_eq!((counts.stores, counts.write_backs), (4, 2));
+        assert_eq!(fence.bus().errors(), "");
+        fence.assert_reaches(0, own);
+        let foreign = THEIRS.base().0;
+        fence.bus().write(foreign, b"the other's data");
+        fence.assert_not_permitted(0, foreign, Some(foreign));
+    }
+}
+
+#[test]
+fn the_drivers_own_queue_is_closed_behind_a_wait_too() {
+    let mut fence = Fence::new(&Board::default());
+    fence.raw().submit(&[raw::descriptor::iotlb_domain(1)]);
+    fence.driver.enable().unwrap();
+    fence.attach(0, id(1));
+    fence.assert_reaches(0, MINE.base().0);
 }

@@ -5,22 +5,22 @@ use core::fmt;
 
 use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange, RequesterId};
 
-use super::domain::{Domains, MAX_DOMAINS};
 use super::hardware::{Hardware, RegisterError};
 use super::interrupts::InterruptTable;
-use super::paging::for_leaves;
 use super::probe::{Capabilities, ProbeError};
 use super::queue::{InvalidateError, Queue};
 use super::spec::{
-    AddressWidth, ContextEntry, ExtendedCapability, GlobalStatus, InterruptTableAddress, LeafSize,
+    AddressWidth, ContextEntry, ExtendedCapability, GlobalStatus, InterruptTableAddress,
     QueueAddress, Register, RootEntry, RootTableAddress, SecondStageEntry, TranslationMode,
-    TranslationType, index_shift,
+    TranslationType,
 };
 use super::state::State;
-use super::tables::{Tables, offset};
 use super::unit::{Config, Phase, Unit};
 use crate::arena::Arena;
-use crate::{ArenaError, Deadline, INTERRUPT_RANGE, Reach, RegisterIo, TableMemory};
+use crate::domain::{Domains, MAX_DOMAINS};
+use crate::paging::{for_leaves, index_shift};
+use crate::tables::{Tables, offset};
+use crate::{ArenaError, Deadline, INTERRUPT_RANGE, LeafSize, Reach, RegisterIo, TableMemory};
 
 /// What is wrong with an entry of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,7 +345,7 @@ impl<M: TableMemory> Walk<'_, M> {
             return Ok(());
         };
         let mut refused = None;
-        for_leaves(
+        for_leaves::<_, SecondStageEntry>(
             self.tables,
             domain.root,
             self.width.levels(),

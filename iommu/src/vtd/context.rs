@@ -4,10 +4,11 @@ use core::fmt;
 
 use handoff_abi::{DomainId, PhysAddr, RequesterId};
 
-use super::pending::{ContextChange, Pending};
+use super::pending::Pending;
 use super::spec::{ContextEntry, RootEntry};
-use super::tables::offset;
 use super::unit::Unit;
+use crate::pending::DeviceChange;
+use crate::tables::offset;
 use crate::{Deadline, RegisterIo, TableMemory};
 
 /// Why a device was not attached, or not silenced. Nothing was changed.
@@ -134,7 +135,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             return pending;
         }
         pending
-            .with_context(ContextChange {
+            .with_device(DeviceChange {
                 requester,
                 domain: DomainId(0),
                 retire: false,
@@ -151,7 +152,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         match self.retire_context(requester) {
             Some(domain) => self
                 .pending()
-                .with_context(ContextChange {
+                .with_device(DeviceChange {
                     requester,
                     domain,
                     retire: true,
@@ -261,7 +262,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             } else {
                 DomainId(0)
             };
-            pending.with_context(ContextChange {
+            pending.with_device(DeviceChange {
                 requester,
                 domain,
                 retire: false,

@@ -1,127 +1,13 @@
-//! Domains: address spaces apart from the devices attached to them.
+//! Domains of one unit, and what is in them.
 
-use core::fmt;
+use handoff_abi::{DomainId, PhysAddr, PhysRange};
 
-use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange};
-use heapless::Vec;
-
-use super::paging::{Leaf, MapError, Mapper, RetiredTables, UnmapError, for_leaves, translate};
 use super::pending::Pending;
+use super::spec::SecondStageEntry;
 use super::unit::Unit;
-use crate::{Access, Deadline, INTERRUPT_RANGE, RegisterIo, TableMemory};
-
-/// How many domains one unit can have.
-pub const MAX_DOMAINS: usize = 64;
-
-/// Why a domain was not made, or not taken away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum DomainError {
-    /// The id is 0, or the unit does not tell so many apart (CAP.ND).
-    IdOutOfRange {
-        /// The id.
-        domain: DomainId,
-        /// The first id the unit does not have.
-        limit: u32,
-    },
-    /// The unit has a domain with this id.
-    Exists(DomainId),
-    /// The unit has no domain with this id.
-    Unknown(DomainId),
-    /// The unit has [`MAX_DOMAINS`] domains.
-    TooMany,
-    /// The arena has no free frame.
-    ArenaFull,
-    /// Devices are attached to the domain, or were blocked and that was not flushed.
-    Attached {
-        /// The domain.
-        domain: DomainId,
-        /// How many devices.
-        devices: u32,
-    },
-}
-
-impl fmt::Display for DomainError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::IdOutOfRange { domain, limit } => {
-                write!(f, "domain id {domain} is not from 1 to {}", limit - 1)
-            }
-            Self::Exists(domain) => write!(f, "domain {domain} exists"),
-            Self::Unknown(domain) => write!(f, "no domain {domain}"),
-            Self::TooMany => write!(f, "the unit has {MAX_DOMAINS} domains"),
-            Self::ArenaFull => f.write_str("the arena is full"),
-            Self::Attached { domain, devices } => {
-                write!(f, "{devices} devices are attached to domain {domain}")
-            }
-        }
-    }
-}
-
-impl core::error::Error for DomainError {}
-
-#[derive(Clone, Debug)]
-pub(super) struct Domain {
-    pub(super) id: DomainId,
-    pub(super) root: PhysAddr,
-    /// Context entries that name it, present or not flushed since they were.
-    pub(super) attached: u32,
-    pub(super) retired: RetiredTables,
-}
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Domains {
-    domains: Vec<Domain, MAX_DOMAINS>,
-}
-
-impl Domains {
-    pub(super) fn get(&self, id: DomainId) -> Option<&Domain> {
-        self.domains.iter().find(|domain| domain.id == id)
-    }
-
-    pub(super) fn get_mut(&mut self, id: DomainId) -> Option<&mut Domain> {
-        self.domains.iter_mut().find(|domain| domain.id == id)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Domain> {
-        self.domains.iter()
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Domain> {
-        self.domains.iter_mut()
-    }
-
-    pub(super) fn is_full(&self) -> bool {
-        self.domains.is_full()
-    }
-
-    pub(super) fn push(&mut self, id: DomainId, root: PhysAddr) -> bool {
-        let domain = Domain {
-            id,
-            root,
-            attached: 0,
-            retired: RetiredTables::default(),
-        };
-        self.domains.push(domain).is_ok()
-    }
-
-    fn remove(&mut self, id: DomainId) {
-        self.domains.retain(|domain| domain.id != id);
-    }
-
-    pub(super) fn count_attached(&mut self, id: DomainId) {
-        if let Some(domain) = self.get_mut(id) {
-            domain.attached = domain.attached.saturating_add(1);
-        }
-    }
-
-    pub(super) fn count_detached(&mut self, id: DomainId) {
-        if let Some(domain) = self.get_mut(id) {
-            domain.attached = domain.attached.saturating_sub(1);
-        }
-    }
-}
+use crate::domain::{Bounds, DomainError};
+use crate::paging::{Leaf, MapError, Mapper, Shape, UnmapError, for_leaves, translate};
+use crate::{Access, Deadline, RegisterIo, TableMemory};
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// Makes an empty domain.
@@ -130,15 +16,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// See [`DomainError`].
     pub fn create_domain(&mut self, id: DomainId) -> Result<(), DomainError> {
         let limit = self.capabilities.capability.domains();
-        if id.0 == 0 || u32::from(id.0) >= limit {
-            return Err(DomainError::IdOutOfRange { domain: id, limit });
-        }
-        if self.domains.get(id).is_some() {
-            return Err(DomainError::Exists(id));
-        }
-        if self.domains.is_full() {
-            return Err(DomainError::TooMany);
-        }
+        self.domains.check_new(id, limit)?;
         let root = self
             .tables
             .zeroed(&mut self.arena)
@@ -154,30 +32,32 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// See [`DomainError`].
     pub fn destroy_domain(&mut self, id: DomainId) -> Result<(), DomainError> {
-        let domain = self.domains.get_mut(id).ok_or(DomainError::Unknown(id))?;
-        if domain.attached != 0 {
-            return Err(DomainError::Attached {
-                domain: id,
-                devices: domain.attached,
-            });
-        }
+        let domain = self.domains.check_unused(id)?;
         let root = domain.root;
         domain
             .retired
             .release(&mut self.tables, &mut self.arena, |_| true);
         let shape = self.shape(root);
-        Mapper {
-            tables: &mut self.tables,
-            arena: &mut self.arena,
-            shape,
-        }
-        .release();
+        self.mapper(shape).release();
         self.domains.remove(id);
         Ok(())
     }
 
     fn iova_limit(&self) -> u64 {
         self.capabilities.limit_of(self.width)
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            iova_limit: self.iova_limit(),
+            host_limit: self.config.host_limit(),
+            arena: self.arena.range(),
+            special: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
+        }
+    }
+
+    const fn mapper(&mut self, shape: Shape) -> Mapper<'_, M, SecondStageEntry> {
+        Mapper::new(&mut self.tables, &mut self.arena, shape)
     }
 
     /// Lets the devices of `domain` reach `memory` at the device addresses from `iova` on.
@@ -199,45 +79,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             .get(domain)
             .ok_or(MapError::UnknownDomain(domain))?
             .root;
-        if memory.is_empty()
-            || !memory.is_aligned_to(FRAME_SIZE)
-            || !iova.is_multiple_of(FRAME_SIZE)
-        {
-            return Err(MapError::Unaligned { iova, memory });
-        }
-        let access = access & Access::READ_WRITE;
-        if access.is_empty() {
-            return Err(MapError::NoAccess);
-        }
-        let length = memory.length();
-        let limit = self.iova_limit();
-        let from = match PhysRange::new(PhysAddr(iova), length) {
-            Ok(from) if from.end().0 <= limit => from,
-            _ => {
-                return Err(MapError::AddressTooWide {
-                    iova,
-                    length,
-                    limit,
-                });
-            }
-        };
-        let limit = self.config.host_limit();
-        if memory.end().0 > limit {
-            return Err(MapError::MemoryTooHigh { memory, limit });
-        }
-        if from.overlaps(INTERRUPT_RANGE) || memory.overlaps(INTERRUPT_RANGE) {
-            return Err(MapError::InterruptRange { iova, memory });
-        }
-        if memory.overlaps(self.arena.range()) {
-            return Err(MapError::OwnTables { memory });
-        }
+        let access = self.bounds().check_map(iova, memory, access)?;
         let shape = self.shape(root);
-        Mapper {
-            tables: &mut self.tables,
-            arena: &mut self.arena,
-            shape,
-        }
-        .map(Leaf {
+        self.mapper(shape).map(Leaf {
             iova,
             memory,
             access,
@@ -263,30 +107,15 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         iova: u64,
         length: u64,
     ) -> Result<Pending, UnmapError> {
-        let limit = self.iova_limit();
-        let tag = self.queue.next_sequence();
+        let tag = self.queue.next_sequence().into();
         let unknown = UnmapError::UnknownDomain(domain);
         let (root, mut retired) = match self.domains.get(domain) {
             Some(domain) => (domain.root, domain.retired),
             None => return Err(unknown),
         };
-        if length == 0 || !length.is_multiple_of(FRAME_SIZE) || !iova.is_multiple_of(FRAME_SIZE) {
-            return Err(UnmapError::Unaligned { iova, length });
-        }
-        if iova.checked_add(length).is_none_or(|end| end > limit) {
-            return Err(UnmapError::AddressTooWide {
-                iova,
-                length,
-                limit,
-            });
-        }
+        self.bounds().check_unmap(iova, length)?;
         let shape = self.shape(root);
-        Mapper {
-            tables: &mut self.tables,
-            arena: &mut self.arena,
-            shape,
-        }
-        .unmap(iova, length, &mut retired, tag)?;
+        self.mapper(shape).unmap(iova, length, &mut retired, tag)?;
         if let Some(domain) = self.domains.get_mut(domain) {
             domain.retired = retired;
         }
@@ -300,14 +129,20 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         if iova >= self.iova_limit() {
             return None;
         }
-        translate(&self.tables, shape, iova)
+        translate::<_, SecondStageEntry>(&self.tables, shape, iova)
     }
 
     /// Calls `each` for every leaf of a domain, lowest device address first, until it says
     /// `false`. Returns whether all were seen; `false` also where there is no such domain.
     pub fn for_each_leaf(&self, domain: DomainId, mut each: impl FnMut(Leaf) -> bool) -> bool {
         self.domains.get(domain).is_some_and(|domain| {
-            for_leaves(&self.tables, domain.root, self.width.levels(), 0, &mut each)
+            for_leaves::<_, SecondStageEntry>(
+                &self.tables,
+                domain.root,
+                self.width.levels(),
+                0,
+                &mut each,
+            )
         })
     }
 }

@@ -4,10 +4,11 @@ use core::fmt;
 
 use handoff_abi::{InterruptTarget, PhysAddr, RequesterId};
 
-use super::pending::{InterruptChange, Pending};
+use super::pending::Pending;
 use super::spec::{InterruptEntry, InterruptHandle, InterruptTableAddress, TriggerMode};
-use super::tables::{Tables, offset};
 use super::unit::Unit;
+use crate::pending::InterruptChange;
+use crate::tables::{Tables, offset};
 use crate::{Deadline, RegisterIo, TableMemory};
 
 /// Why an interrupt entry was not changed.

@@ -7,7 +7,7 @@
 //! | domains and what is in them | [`Unit::create_domain`], [`Unit::map`], [`Unit::unmap`], [`Unit::destroy_domain`] |
 //! | devices | [`Unit::attach`], [`Unit::block`], [`Unit::move_devices`] |
 //! | interrupts | [`Unit::allocate_interrupt`], [`Unit::retarget`], [`Unit::clear_interrupt`] |
-//! | put the tables into force | [`Unit::enable`] |
+//! | put the tables into force | [`Unit::enable`], or [`Unit::enable_over`] a queue that runs |
 //! | make the unit notice a change | [`Unit::flush`], or [`Unit::submit`] and [`Unit::wait`] |
 //! | what was refused | [`Unit::drain_faults`], [`Unit::silence`] |
 //! | hand the unit over | [`Unit::record`], [`Unit::adopt`] |
@@ -43,31 +43,30 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+mod closing;
 mod context;
 mod domain;
 mod faults;
 mod hardware;
 mod interrupts;
 mod moves;
-mod paging;
 mod pending;
 mod probe;
 mod queue;
 pub mod spec;
 mod state;
-mod tables;
 mod unit;
 
 pub use adopt::{AdoptError, TableFault};
 pub use context::AttachError;
-pub use domain::{DomainError, MAX_DOMAINS};
 pub use hardware::RegisterError;
 pub use interrupts::{Interrupt, InterruptError};
 pub use moves::{MoveError, Moving};
-pub use paging::{Leaf, MapError, UnmapError};
-pub use pending::{Pending, SELECTIVE_LIMIT};
+pub use pending::Pending;
 pub use probe::{Capabilities, ProbeError};
 pub use queue::InvalidateError;
 pub use spec::{InterruptHandle, TriggerMode};
 pub use state::{DomainState, State};
 pub use unit::{Config, EnableError, PrepareError, Submitted, Unit};
+
+pub use crate::{DomainError, Leaf, MAX_DOMAINS, MapError, SELECTIVE_LIMIT, UnmapError};

@@ -5,9 +5,10 @@ use core::fmt;
 use handoff_abi::{DomainId, RequesterId};
 
 use super::context::AttachError;
-use super::pending::{ContextChange, Pending, SELECTIVE_LIMIT};
+use super::pending::Pending;
 use super::queue::InvalidateError;
 use super::unit::{Submitted, Unit};
+use crate::pending::{DeviceChange, SELECTIVE_LIMIT};
 use crate::{Deadline, MoveMethod, RegisterIo, TableMemory};
 
 /// Why devices were not moved.
@@ -108,13 +109,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
                 if method == MoveMethod::Selective {
                     // Not to be zeroed afterwards: the new entry replaces what is left, or the
                     // end of the move zeroes it.
-                    let change = ContextChange {
+                    let change = DeviceChange {
                         requester,
                         domain,
                         retire: false,
                     };
-                    pending =
-                        pending.merge(self.pending().with_context(change).with_domain(domain));
+                    pending = pending.merge(self.pending().with_device(change).with_domain(domain));
                 }
             }
         }

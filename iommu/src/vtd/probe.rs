@@ -4,9 +4,9 @@ use core::fmt;
 
 use handoff_abi::PhysRange;
 
-use super::spec::{AddressWidth, Capability, ExtendedCapability, FaultRecord, LeafSize, Register};
+use super::spec::{AddressWidth, Capability, ExtendedCapability, FaultRecord, Register};
 use super::unit::Config;
-use crate::RegisterIo;
+use crate::{LeafSize, RegisterIo};
 
 /// Why a unit cannot be used as a fence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

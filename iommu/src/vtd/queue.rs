@@ -6,7 +6,7 @@ use handoff_abi::{FRAME_SIZE, PhysAddr};
 
 use super::hardware::{Hardware, RegisterError};
 use super::spec::{Descriptor, FaultStatus, QueueAddress, Register};
-use super::tables::{Tables, offset};
+use crate::tables::{Tables, offset};
 use crate::{Deadline, RegisterIo, TableMemory};
 
 /// Why an invalidation was not done. What it was to invalidate may still be in use by devices:
@@ -74,6 +74,8 @@ impl Queue {
     const SLOTS: u32 = (FRAME_SIZE / Descriptor::SIZE) as u32;
     /// Where a wait writes that replaces a descriptor the unit stopped at.
     const SCRATCH: u64 = 64;
+    /// Where the wait writes that closes a queue before it is switched off.
+    const CLOSED: u64 = 128;
     /// How often a batch is given to the unit before it counts as refused.
     const ATTEMPTS: u32 = 3;
     /// How many looks at the status word there are for each look at FSTS, which is slow.
@@ -124,6 +126,11 @@ impl Queue {
 
     pub(super) const fn status(&self) -> PhysAddr {
         self.status
+    }
+
+    /// Where the wait writes that closes a queue before it is switched off.
+    pub(super) const fn closed(&self) -> PhysAddr {
+        offset(self.status, Self::CLOSED)
     }
 
     pub(super) const fn address(&self) -> QueueAddress {

@@ -3,9 +3,9 @@
 use handoff_abi::DomainId;
 pub use handoff_abi::{VtdDomain as DomainState, VtdUnit as State};
 
-use super::domain::MAX_DOMAINS;
 use super::hardware::RegisterError;
 use super::unit::Unit;
+use crate::domain::MAX_DOMAINS;
 use crate::{Deadline, RegisterIo, TableMemory};
 
 const _: () = assert!(State::MAX_DOMAINS == MAX_DOMAINS);

@@ -4,19 +4,20 @@ use core::fmt;
 
 use handoff_abi::{DomainId, FRAME_SIZE, InterruptMessage, PhysAddr, PhysRange};
 
-use super::domain::Domains;
+use super::closing::Running;
 use super::hardware::{Hardware, RegisterError};
 use super::interrupts::InterruptTable;
-use super::paging::Shape;
-use super::pending::Pending;
+use super::pending::{MAX_DESCRIPTORS, Pending, descriptors};
 use super::probe::{Capabilities, ProbeError};
 use super::queue::{InvalidateError, Queue, reached};
 use super::spec::{
     AddressWidth, Capability, ExtendedCapability, FaultRecord, FaultStatus, GlobalStatus,
     ProtectedMemoryEnable, Register, RootTableAddress, TranslationMode,
 };
-use super::tables::Tables;
 use crate::arena::Arena;
+use crate::domain::Domains;
+use crate::paging::Shape;
+use crate::tables::Tables;
 use crate::{ArenaError, Deadline, RegisterIo, TableMemory};
 
 /// What the embedder wants of a unit.
@@ -115,6 +116,21 @@ pub enum EnableError {
     /// Firmware left translation on with tables of another kind, which cannot be exchanged without
     /// switching translation off (section 11.4.5).
     TranslationMode(TranslationMode),
+    /// Somebody else's invalidation queue runs in this memory. It has to be closed by a descriptor
+    /// there, for which [`Unit::enable_over`] takes the memory. No register was written.
+    QueueRuns(PhysRange),
+    /// The queue that runs is none that can be closed: its descriptors have 256 bits, or it lies
+    /// in the arena, beyond the machine's addresses or short of its own tail. No register was
+    /// written.
+    QueueUnusable {
+        /// IQA.
+        address: u64,
+        /// IQT.
+        tail: u64,
+    },
+    /// The memory given to [`Unit::enable_over`] does not hold what is stored to this slot of the
+    /// queue. The unit was not told to look at it.
+    QueueMemory(PhysRange),
 }
 
 impl From<RegisterError> for EnableError {
@@ -136,6 +152,16 @@ impl fmt::Display for EnableError {
             Self::Invalidate(error) => error.fmt(f),
             Self::TranslationMode(mode) => {
                 write!(f, "the unit translates already, with {mode:?} tables")
+            }
+            Self::QueueRuns(memory) => {
+                write!(f, "another's invalidation queue runs at {memory}")
+            }
+            Self::QueueUnusable { address, tail } => write!(
+                f,
+                "the queue that runs cannot be closed: IQA {address:#x}, IQT {tail:#x}"
+            ),
+            Self::QueueMemory(slot) => {
+                write!(f, "the queue's slot at {slot} does not hold what is stored")
             }
         }
     }
@@ -270,11 +296,31 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// memory regions off; fault event on.
     ///
     /// Where firmware left translation or interrupt remapping on, it stays on: the new tables
-    /// replace the old ones while the unit runs, and no request passes untranslated.
+    /// replace the old ones while the unit runs, and no request passes untranslated. Where it left
+    /// a queue running, see [`enable_over`](Self::enable_over).
     ///
     /// # Errors
     /// See [`EnableError`]. The unit may be left anywhere on the way; `enable` can be called again.
     pub fn enable(&mut self) -> Result<(), EnableError> {
+        self.bring_up(None::<&mut M>)
+    }
+
+    /// As [`enable`](Self::enable), over the invalidation queue that firmware or an earlier kernel
+    /// left running and [`EnableError::QueueRuns`] named; `queue` reaches its memory.
+    ///
+    /// A running queue may be switched off only behind a wait (section 6.5.2), so one is put where
+    /// its tail is. That is the only place outside the arena that the driver ever writes to: 16
+    /// bytes, which are put back when the unit has passed them. The wait itself writes into the
+    /// arena. Whether the memory is still that queue, and not in use for something else since, only
+    /// the embedder knows: it says so by calling this function.
+    ///
+    /// # Errors
+    /// See [`EnableError`].
+    pub fn enable_over<Q: TableMemory>(&mut self, queue: &mut Q) -> Result<(), EnableError> {
+        self.bring_up(Some(queue))
+    }
+
+    fn bring_up<Q: TableMemory>(&mut self, foreign: Option<&mut Q>) -> Result<(), EnableError> {
         self.hardware.settle()?;
         let status = self.hardware.status()?;
         if status.contains(GlobalStatus::TES) {
@@ -283,10 +329,15 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
                 return Err(EnableError::TranslationMode(mode));
             }
         }
+        let running = self.running_queue()?;
+        let foreign_memory = running.and_then(Running::foreign);
+        if let (Some(memory), None) = (foreign_memory, &foreign) {
+            return Err(EnableError::QueueRuns(memory));
+        }
         self.mask_fault_event()?;
         self.clear_faults()?;
-        if status.contains(GlobalStatus::QIES) {
-            self.stop_queue()?;
+        if let Some(queue) = running {
+            self.close_queue(queue, foreign.filter(|_| foreign_memory.is_some()))?;
         }
         self.phase = Phase::InUse;
 
@@ -351,14 +402,6 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let (offset, value) = FaultRecord::CLEAR;
         let at = self.fault_record_offset(record) + offset;
         self.hardware.registers.write32(at, value);
-    }
-
-    /// Switches off a queue that somebody else left running, after it has run dry.
-    fn stop_queue(&mut self) -> Result<(), RegisterError> {
-        let tail = self.hardware.read64(Register::InvalidationQueueTail);
-        self.hardware
-            .poll64(Register::InvalidationQueueHead, |head| head == tail)?;
-        self.hardware.switch(GlobalStatus::QIES, false)
     }
 
     fn start_queue(&mut self) -> Result<(), RegisterError> {
@@ -449,12 +492,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             self.hardware.flush_write_buffer()?;
         }
         let mut sequence = None;
-        if pending.needs_descriptors() {
+        if pending.needs_commands() {
             sequence = Some(self.queue.submit(
                 &mut self.hardware,
                 &mut self.tables,
-                pending.descriptors(),
-                Pending::MAX_DESCRIPTORS,
+                descriptors(&pending),
+                MAX_DESCRIPTORS,
             )?);
         }
         Ok(Submitted {
@@ -491,8 +534,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             &mut self.hardware,
             &mut self.tables,
             sequence,
-            || pending.descriptors(),
-            Pending::MAX_DESCRIPTORS,
+            || descriptors(&pending),
+            MAX_DESCRIPTORS,
         )?;
         self.complete(&pending, proved, installs)?;
         Ok(Some(proved))
@@ -541,7 +584,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             self.empty_retired_contexts();
             self.interrupts.empty_retired(&mut self.tables);
         }
-        for &change in pending.contexts() {
+        for &change in pending.devices() {
             if change.retire {
                 self.empty_retired_context(change.requester, Some(change.domain));
             }
@@ -556,7 +599,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
                 domain
                     .retired
                     .release(&mut self.tables, &mut self.arena, |tag| {
-                        reached(proved, tag)
+                        reached(proved, tag as u32)
                     });
             }
         }

@@ -246,7 +246,7 @@ fn interrupts_are_fenced_before_and_after_translation_is_on() {
 
 /// Tables as firmware leaves them: one device on bus 0 that reaches 2 MiB at `at`, and rubbish
 /// elsewhere in the root table is absent. Gives RTADDR.
-fn firmware_tables(machine: &iommu_model::Machine, device: u16, at: u64) -> u64 {
+pub(crate) fn firmware_tables(machine: &iommu_model::Machine, device: u16, at: u64) -> u64 {
     let root = 0x7000_0000;
     for word in (root..root + 0x5000_u64).step_by(8) {
         machine.poke(word, 0);
@@ -280,7 +280,12 @@ fn what_firmware_left_on_is_replaced_without_a_gap() {
             unit.flush(attached).unwrap();
             rig.machine.attack(0, device.0, region);
             rig.machine.attack(0, DEVICE.0, A_BASE);
-            rig.units[0].enable().unwrap();
+            if with_queue {
+                let mut memory = rig.machine.memory();
+                rig.units[0].enable_over(&mut memory).unwrap();
+            } else {
+                rig.units[0].enable().unwrap();
+            }
             for attack in rig.machine.take_attacks() {
                 let expected = attack.sid == device.0;
                 assert_eq!(attack.result.is_ok(), expected, "{attack:?}");

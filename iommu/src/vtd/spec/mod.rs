@@ -11,12 +11,12 @@ mod invalidation;
 mod paging;
 mod registers;
 
+pub use crate::LeafSize;
 pub use context::{AddressWidth, ContextEntry, RootEntry, TranslationType};
 pub use fault::FaultRecord;
 pub use interrupt::{InterruptEntry, InterruptHandle, TriggerMode};
 pub use invalidation::Descriptor;
-pub(super) use paging::index_shift;
-pub use paging::{LeafSize, MAX_LEVELS, SecondStageEntry};
+pub use paging::{MAX_LEVELS, SecondStageEntry};
 pub use registers::{
     Capability, ExtendedCapability, FaultStatus, GlobalStatus, InterruptTableAddress,
     ProtectedMemoryEnable, QueueAddress, Register, RootTableAddress, TranslationMode,

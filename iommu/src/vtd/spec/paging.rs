@@ -2,31 +2,11 @@
 
 use handoff_abi::PhysAddr;
 
-use crate::Access;
+use crate::paging::PagingEntry;
+use crate::{Access, LeafSize};
 
 /// The most levels second-stage tables have.
 pub const MAX_LEVELS: u32 = 5;
-
-/// The size of what a leaf maps; the number is the level of the table the leaf lies in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[repr(u8)]
-pub enum LeafSize {
-    /// 4 KiB, an SS-PTE.
-    Size4K = 1,
-    /// 2 MiB, an SS-PDE with PS set.
-    Size2M = 2,
-    /// 1 GiB, an SS-PDPTE with PS set.
-    Size1G = 3,
-}
-
-impl LeafSize {
-    /// The size in bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u64 {
-        0x1000 << (9 * (self as u32 - 1))
-    }
-}
 
 /// An entry of a second-stage table, 64 bits at every level (section 9.8).
 ///
@@ -93,9 +73,38 @@ impl SecondStageEntry {
     }
 }
 
-/// The shift of the index into a table of this level.
-pub(crate) const fn index_shift(level: u32) -> u32 {
-    12 + 9 * (level - 1)
+impl PagingEntry for SecondStageEntry {
+    fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    fn bits(self) -> u64 {
+        self.0
+    }
+
+    fn table(table: PhysAddr, _level: u32) -> Self {
+        Self::table(table)
+    }
+
+    fn leaf(to: PhysAddr, size: LeafSize, access: Access) -> Self {
+        Self::leaf(to, size, access)
+    }
+
+    fn is_present(self) -> bool {
+        self.is_present()
+    }
+
+    fn is_leaf(self, level: u32) -> bool {
+        self.is_leaf(level)
+    }
+
+    fn address(self) -> PhysAddr {
+        self.address()
+    }
+
+    fn access(self) -> Access {
+        self.access()
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,77 @@
-//! Building and taking apart second-stage tables (sections 3.7 and 9.8).
+//! Building and taking apart the tables of a domain. Both vendors have tables of 512 entries of 64
+//! bits, 9 address bits a level; what the bits of an entry are is the vendor's affair
+//! ([`PagingEntry`]).
 
 use core::fmt;
+use core::marker::PhantomData;
 
-use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange};
+use handoff_abi::{DomainId, PhysAddr, PhysRange};
 
-use super::spec::{LeafSize, SecondStageEntry, index_shift};
-use super::tables::{Tables, offset};
 use crate::arena::Arena;
+use crate::retired::RetiredTables;
+use crate::tables::{Tables, offset};
 use crate::{Access, TableMemory};
+
+/// The size of what a leaf maps; the number is the level of the table the leaf lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[repr(u8)]
+pub enum LeafSize {
+    /// 4 KiB.
+    Size4K = 1,
+    /// 2 MiB.
+    Size2M = 2,
+    /// 1 GiB.
+    Size1G = 3,
+}
+
+impl LeafSize {
+    /// The size in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        0x1000 << (9 * (self as u32 - 1))
+    }
+
+    /// The size of a leaf in a table of this level; `None` where no leaf can be.
+    #[must_use]
+    pub const fn at_level(level: u32) -> Option<Self> {
+        match level {
+            1 => Some(Self::Size4K),
+            2 => Some(Self::Size2M),
+            3 => Some(Self::Size1G),
+            _ => None,
+        }
+    }
+}
+
+/// The shift of the index into a table of this level.
+pub(crate) const fn index_shift(level: u32) -> u32 {
+    12 + 9 * (level - 1)
+}
+
+/// An entry of a table, as one vendor has it.
+///
+/// All zero is an entry that is not present, and so is every multiple of 4 KiB below 2^52: an
+/// unlinked table keeps such numbers where a unit may still look.
+pub(crate) trait PagingEntry: Copy + Eq {
+    /// The entry with these bits.
+    fn from_bits(bits: u64) -> Self;
+    /// Its bits.
+    fn bits(self) -> u64;
+    /// The entry, in a table of `level`, that leads to the next table at `table` and grants
+    /// everything: rights are the intersection of all levels.
+    fn table(table: PhysAddr, level: u32) -> Self;
+    /// The leaf that maps `size` bytes of memory at `to`.
+    fn leaf(to: PhysAddr, size: LeafSize, access: Access) -> Self;
+    /// Whether it is present.
+    fn is_present(self) -> bool;
+    /// Whether an entry in a table of `level` is a leaf.
+    fn is_leaf(self, level: u32) -> bool;
+    /// The next table, or the memory a leaf maps.
+    fn address(self) -> PhysAddr;
+    /// What a leaf allows.
+    fn access(self) -> Access;
+}
 
 /// Why nothing was mapped. Every error leaves the tables as they were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +111,16 @@ pub enum MapError {
         iova: u64,
         /// The memory.
         memory: PhysRange,
+    },
+    /// Device addresses or memory touch a range that the architecture uses for something else than
+    /// memory.
+    SpecialRange {
+        /// The first device address.
+        iova: u64,
+        /// The memory.
+        memory: PhysRange,
+        /// The range.
+        special: PhysRange,
     },
     /// The memory is part of the unit's own arena.
     OwnTables {
@@ -89,6 +163,14 @@ impl fmt::Display for MapError {
             Self::InterruptRange { iova, memory } => {
                 write!(f, "{memory} at {iova:#x} touches the interrupt range")
             }
+            Self::SpecialRange {
+                iova,
+                memory,
+                special,
+            } => write!(
+                f,
+                "{memory} at {iova:#x} touches {special}, which is no memory"
+            ),
             Self::OwnTables { memory } => write!(f, "{memory} holds the unit's own tables"),
             Self::Overlap { iova } => write!(f, "{iova:#x} is mapped already"),
             Self::ArenaFull { needed, free } => {
@@ -179,10 +261,10 @@ pub struct Leaf {
 
 /// Where a domain's tables begin and what may be in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) root: PhysAddr,
-    pub(super) levels: u32,
-    pub(super) largest: LeafSize,
+pub(crate) struct Shape {
+    pub(crate) root: PhysAddr,
+    pub(crate) levels: u32,
+    pub(crate) largest: LeafSize,
 }
 
 /// A part of a mapping: some bytes of it, all below one entry's reach.
@@ -220,38 +302,43 @@ const fn slot_address(table: PhysAddr, slot: u64) -> PhysAddr {
     offset(table, slot * 8)
 }
 
-const fn leaf_size(level: u32) -> Option<LeafSize> {
-    match level {
-        1 => Some(LeafSize::Size4K),
-        2 => Some(LeafSize::Size2M),
-        3 => Some(LeafSize::Size1G),
-        _ => None,
-    }
+fn load<M: TableMemory, E: PagingEntry>(tables: &Tables<M>, table: PhysAddr, slot: u64) -> E {
+    E::from_bits(tables.load(slot_address(table, slot)))
 }
 
 /// The leaf size if one leaf in a table of `level` maps all of `part`.
 fn fits_leaf(level: u32, part: Part, largest: LeafSize) -> Option<LeafSize> {
-    leaf_size(level).filter(|&size| {
+    LeafSize::at_level(level).filter(|&size| {
         size <= largest && part.length == size.bytes() && part.memory.is_multiple_of(size.bytes())
     })
 }
 
 /// The tables of one domain.
-pub(super) struct Mapper<'a, M> {
-    pub(super) tables: &'a mut Tables<M>,
-    pub(super) arena: &'a mut Arena,
-    pub(super) shape: Shape,
+pub(crate) struct Mapper<'a, M, E> {
+    tables: &'a mut Tables<M>,
+    arena: &'a mut Arena,
+    shape: Shape,
+    entries: PhantomData<E>,
 }
 
-impl<M: TableMemory> Mapper<'_, M> {
-    fn load(&self, table: PhysAddr, slot: u64) -> SecondStageEntry {
-        SecondStageEntry(self.tables.load(slot_address(table, slot)))
+impl<'a, M: TableMemory, E: PagingEntry> Mapper<'a, M, E> {
+    pub(crate) const fn new(tables: &'a mut Tables<M>, arena: &'a mut Arena, shape: Shape) -> Self {
+        Self {
+            tables,
+            arena,
+            shape,
+            entries: PhantomData,
+        }
+    }
+
+    fn load(&self, table: PhysAddr, slot: u64) -> E {
+        load(self.tables, table, slot)
     }
 
     /// Maps a range whose addresses were checked. The largest leaves are used that alignment, the
     /// unit and the tables that exist already allow: where a smaller page was mapped before, its
     /// table stays and is filled with small leaves.
-    pub(super) fn map(&mut self, leaf: Leaf) -> Result<(), MapError> {
+    pub(crate) fn map(&mut self, leaf: Leaf) -> Result<(), MapError> {
         let whole = Part {
             iova: leaf.iova,
             memory: leaf.memory.base().0,
@@ -274,7 +361,7 @@ impl<M: TableMemory> Mapper<'_, M> {
     fn plan(&self, table: Option<PhysAddr>, level: u32, whole: Part) -> Result<usize, MapError> {
         let mut needed = 0;
         for_slots(level, whole, |slot, part| {
-            let entry = table.map_or(SecondStageEntry::ABSENT, |table| self.load(table, slot));
+            let entry = table.map_or(E::from_bits(0), |table| self.load(table, slot));
             let fits = fits_leaf(level, part, self.shape.largest).is_some();
             let next = if !entry.is_present() {
                 if fits {
@@ -308,13 +395,13 @@ impl<M: TableMemory> Mapper<'_, M> {
                     .ok_or(())?;
                 return Ok(());
             } else if let Some(size) = fits_leaf(level, part, self.shape.largest) {
-                SecondStageEntry::leaf(PhysAddr(part.memory), size, access)
+                E::leaf(PhysAddr(part.memory), size, access)
             } else {
                 let next = self.tables.zeroed(self.arena).ok_or(())?;
                 self.fill(next, level - 1, part, access).ok_or(())?;
-                SecondStageEntry::table(next)
+                E::table(next, level)
             };
-            self.tables.store(slot_address(table, slot), new.0);
+            self.tables.store(slot_address(table, slot), new.bits());
             first.get_or_insert(slot);
             last = slot;
             Ok::<(), ()>(())
@@ -329,12 +416,12 @@ impl<M: TableMemory> Mapper<'_, M> {
 
     /// Unmaps a range whose addresses were checked. Tables that become empty are unlinked and put
     /// on `retired` with `tag`, to be released when an invalidation proves them unused.
-    pub(super) fn unmap(
+    pub(crate) fn unmap(
         &mut self,
         iova: u64,
         length: u64,
         retired: &mut RetiredTables,
-        tag: u32,
+        tag: u64,
     ) -> Result<(), UnmapError> {
         let whole = Part {
             iova,
@@ -372,7 +459,7 @@ impl<M: TableMemory> Mapper<'_, M> {
         level: u32,
         whole: Part,
         retired: &mut RetiredTables,
-        tag: u32,
+        tag: u64,
     ) {
         let mut first = None;
         let mut last = 0;
@@ -388,8 +475,7 @@ impl<M: TableMemory> Mapper<'_, M> {
                 }
                 empty = Some(next);
             }
-            self.tables
-                .store(slot_address(table, slot), SecondStageEntry::ABSENT.0);
+            self.tables.store(slot_address(table, slot), 0);
             first.get_or_insert(slot);
             last = slot;
             if let Some(next) = empty {
@@ -404,7 +490,7 @@ impl<M: TableMemory> Mapper<'_, M> {
     }
 
     /// Gives every table of the domain back. Only for a domain that no device can use.
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.release_below(self.shape.root, self.shape.levels);
     }
 
@@ -422,7 +508,7 @@ impl<M: TableMemory> Mapper<'_, M> {
 }
 
 /// The leaf that translates `iova`.
-pub(super) fn translate<M: TableMemory>(
+pub(crate) fn translate<M: TableMemory, E: PagingEntry>(
     tables: &Tables<M>,
     shape: Shape,
     iova: u64,
@@ -430,7 +516,7 @@ pub(super) fn translate<M: TableMemory>(
     let mut table = shape.root;
     for level in (1..=shape.levels).rev() {
         let slot = iova >> index_shift(level) & 0x1ff;
-        let entry = SecondStageEntry(tables.load(slot_address(table, slot)));
+        let entry: E = load(tables, table, slot);
         if !entry.is_present() {
             return None;
         }
@@ -449,7 +535,7 @@ pub(super) fn translate<M: TableMemory>(
 
 /// Calls `each` for every leaf of tables that are known to be well formed; stops where it says
 /// `false`, and says so.
-pub(super) fn for_leaves<M: TableMemory>(
+pub(crate) fn for_leaves<M: TableMemory, E: PagingEntry>(
     tables: &Tables<M>,
     table: PhysAddr,
     level: u32,
@@ -457,7 +543,7 @@ pub(super) fn for_leaves<M: TableMemory>(
     each: &mut impl FnMut(Leaf) -> bool,
 ) -> bool {
     (0..512).all(|slot| {
-        let entry = SecondStageEntry(tables.load(slot_address(table, slot)));
+        let entry: E = load(tables, table, slot);
         let iova = base | slot << index_shift(level);
         if !entry.is_present() {
             true
@@ -470,50 +556,9 @@ pub(super) fn for_leaves<M: TableMemory>(
                 })
             })
         } else {
-            for_leaves(tables, entry.address(), level - 1, iova, each)
+            for_leaves::<M, E>(tables, entry.address(), level - 1, iova, each)
         }
     })
-}
-
-/// Tables that were unlinked but that the unit may still have pointers to in its caches.
-///
-/// They are chained through their first two entries: the address of the next one, and the number
-/// of the invalidation that proves the table unused. Both are multiples of 4 KiB, so a unit that
-/// still looks there reads entries that are not present.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct RetiredTables {
-    first: Option<PhysAddr>,
-}
-
-impl RetiredTables {
-    fn push<M: TableMemory>(&mut self, tables: &mut Tables<M>, table: PhysAddr, tag: u32) {
-        tables.store(offset(table, 8), u64::from(tag) * FRAME_SIZE);
-        tables.store(table, self.first.map_or(0, |next| next.0));
-        tables.publish(table, 16);
-        self.first = Some(table);
-    }
-
-    /// Gives back every table whose tag `proved` holds for.
-    pub(super) fn release<M: TableMemory>(
-        &mut self,
-        tables: &mut Tables<M>,
-        arena: &mut Arena,
-        proved: impl Fn(u32) -> bool,
-    ) {
-        let mut kept = Self::default();
-        let mut table = self.first;
-        while let Some(at) = table {
-            let (next, tag) = tables.load_pair(at);
-            let tag = (tag / FRAME_SIZE) as u32;
-            table = (next != 0).then_some(PhysAddr(next));
-            if proved(tag) {
-                arena.give_back(at);
-            } else {
-                kept.push(tables, at, tag);
-            }
-        }
-        *self = kept;
-    }
 }
 
 #[cfg(test)]
@@ -521,9 +566,12 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::vec::Vec;
 
+    use handoff_abi::FRAME_SIZE;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::amd::spec::PageEntry;
+    use crate::vtd::spec::SecondStageEntry;
 
     /// Memory that is what was stored last, and counts what a unit that does not snoop has not
     /// been shown.
@@ -550,16 +598,17 @@ mod tests {
         }
     }
 
-    struct Fixture {
+    struct Fixture<E = SecondStageEntry> {
         tables: Tables<Words>,
         arena: Arena,
         shape: Shape,
         retired: RetiredTables,
+        entries: PhantomData<E>,
     }
 
     const ARENA: u64 = 0x1000_0000;
 
-    impl Fixture {
+    impl<E: PagingEntry> Fixture<E> {
         fn new(levels: u32, largest: LeafSize, frames: u64) -> Self {
             let mut tables = Tables {
                 memory: Words::default(),
@@ -577,15 +626,12 @@ mod tests {
                     largest,
                 },
                 retired: RetiredTables::default(),
+                entries: PhantomData,
             }
         }
 
-        fn mapper(&mut self) -> Mapper<'_, Words> {
-            Mapper {
-                tables: &mut self.tables,
-                arena: &mut self.arena,
-                shape: self.shape,
-            }
+        fn mapper(&mut self) -> Mapper<'_, Words, E> {
+            Mapper::new(&mut self.tables, &mut self.arena, self.shape)
         }
 
         fn map(&mut self, iova: u64, memory: u64, length: u64) -> Result<(), MapError> {
@@ -605,7 +651,7 @@ mod tests {
 
         fn leaves(&self) -> Vec<Leaf> {
             let mut leaves = Vec::new();
-            for_leaves(
+            for_leaves::<_, E>(
                 &self.tables,
                 self.shape.root,
                 self.shape.levels,
@@ -634,20 +680,20 @@ mod tests {
             (LeafSize::Size2M, G1, 2 * G1, &[(512, 1), (1, 2)]),
             (LeafSize::Size1G, G1, 2 * G1 + M2, &[(513, 1)]),
         ] {
-            let mut fixture = Fixture::new(3, largest, 2000);
+            let mut fixture = Fixture::<SecondStageEntry>::new(3, largest, 2000);
             fixture.map(iova, memory, G1 + M2).unwrap();
             let expected: usize = expected.iter().map(|&(count, _)| count).sum();
             assert_eq!(fixture.leaves().len(), expected, "{largest:?}");
             assert!(fixture.all_published());
         }
-        let mut fixture = Fixture::new(3, LeafSize::Size1G, 2000);
+        let mut fixture = Fixture::<SecondStageEntry>::new(3, LeafSize::Size1G, 2000);
         fixture.map(M2, M2 + 0x1000, M2).unwrap();
         assert_eq!(fixture.leaves().len(), 512);
     }
 
     #[test]
     fn a_leaf_is_never_split() {
-        let mut fixture = Fixture::new(4, LeafSize::Size2M, 100);
+        let mut fixture = Fixture::<SecondStageEntry>::new(4, LeafSize::Size2M, 100);
         fixture.map(M2, 0, M2).unwrap();
         assert_eq!(
             fixture.unmap(M2 + 0x1000, 0x1000),
@@ -665,7 +711,7 @@ mod tests {
     #[test]
     fn an_arena_that_is_too_small_changes_nothing() {
         // The root, and one frame where two are needed.
-        let mut fixture = Fixture::new(3, LeafSize::Size4K, 2);
+        let mut fixture = Fixture::<SecondStageEntry>::new(3, LeafSize::Size4K, 2);
         assert_eq!(
             fixture.map(0, 0, 0x1000),
             Err(MapError::ArenaFull { needed: 2, free: 1 })
@@ -676,7 +722,7 @@ mod tests {
 
     #[test]
     fn unlinked_tables_are_given_back_only_with_proof() {
-        let mut fixture = Fixture::new(4, LeafSize::Size4K, 10);
+        let mut fixture = Fixture::<SecondStageEntry>::new(4, LeafSize::Size4K, 10);
         fixture.map(0, 0, 0x1000).unwrap();
         assert_eq!(fixture.arena.free_frames(), 6);
         fixture.unmap(0, 0x1000).unwrap();
@@ -707,6 +753,91 @@ mod tests {
         prop_oneof![Just(1_u64), Just(512), Just(1024), 1..600_u64].prop_map(|n| n * 0x1000)
     }
 
+    /// A step: unmap or map, where, which memory, how much.
+    type Step = (u8, u64, u64, u64);
+
+    fn agree<E: PagingEntry>(
+        steps: Vec<Step>,
+        levels: u32,
+        largest: LeafSize,
+    ) -> Result<(), TestCaseError> {
+        let mut fixture = Fixture::<E>::new(levels, largest, 200);
+        // Page of device addresses to page of memory.
+        let mut pages: BTreeMap<u64, u64> = BTreeMap::new();
+        let limit = 1 << (12 + 9 * levels);
+        for (step, iova, memory, length) in steps {
+            if iova + length > limit {
+                continue;
+            }
+            let range = (0..length).step_by(0x1000);
+            let before = (fixture.leaves(), fixture.arena.free_frames());
+            if step != 0 {
+                let taken = range
+                    .clone()
+                    .find(|page| pages.contains_key(&(iova + page)));
+                match fixture.map(iova, memory, length) {
+                    Ok(()) => {
+                        prop_assert_eq!(taken, None);
+                        pages.extend(range.map(|page| (iova + page, memory + page)));
+                    }
+                    Err(MapError::Overlap { iova: at }) => {
+                        prop_assert!(pages.contains_key(&at));
+                        prop_assert_eq!(Some(at), taken.map(|page| iova + page));
+                        prop_assert_eq!(before, (fixture.leaves(), fixture.arena.free_frames()));
+                    }
+                    Err(error) => prop_assert!(false, "{error}"),
+                }
+            } else {
+                let hole = range
+                    .clone()
+                    .find(|page| !pages.contains_key(&(iova + page)));
+                match fixture.unmap(iova, length) {
+                    Ok(()) => {
+                        prop_assert_eq!(hole, None);
+                        for page in range {
+                            pages.remove(&(iova + page));
+                        }
+                    }
+                    Err(UnmapError::NotMapped { iova: at }) => {
+                        prop_assert!(!pages.contains_key(&at));
+                        prop_assert_eq!(before, (fixture.leaves(), fixture.arena.free_frames()));
+                    }
+                    Err(UnmapError::WouldSplit { iova: at, size }) => {
+                        let leaf = translate::<_, E>(&fixture.tables, fixture.shape, at).unwrap();
+                        prop_assert_eq!((leaf.iova, leaf.memory.length()), (at, size));
+                        prop_assert!(at < iova || at + size > iova + length);
+                        prop_assert_eq!(before, (fixture.leaves(), fixture.arena.free_frames()));
+                    }
+                    Err(error) => prop_assert!(false, "{error}"),
+                }
+            }
+            prop_assert!(fixture.all_published());
+            let mut found = BTreeMap::new();
+            for leaf in fixture.leaves() {
+                prop_assert!(leaf.memory.length() <= largest.bytes());
+                prop_assert!(leaf.memory.is_aligned_to(leaf.memory.length()));
+                prop_assert_eq!(
+                    translate::<_, E>(&fixture.tables, fixture.shape, leaf.iova),
+                    Some(leaf)
+                );
+                for page in (0..leaf.memory.length()).step_by(0x1000) {
+                    found.insert(leaf.iova + page, leaf.memory.base().0 + page);
+                }
+            }
+            prop_assert!(found == pages);
+        }
+        let Fixture {
+            tables,
+            arena,
+            retired,
+            ..
+        } = &mut fixture;
+        retired.release(tables, arena, |_| true);
+        fixture.mapper().release();
+        prop_assert_eq!(fixture.arena.free_frames(), 200);
+        Ok(())
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
@@ -715,68 +846,8 @@ mod tests {
             levels in 3_u32..=5,
             largest in prop_oneof![Just(LeafSize::Size4K), Just(LeafSize::Size2M), Just(LeafSize::Size1G)],
         ) {
-            let mut fixture = Fixture::new(levels, largest, 200);
-            // Page of device addresses to page of memory.
-            let mut pages: BTreeMap<u64, u64> = BTreeMap::new();
-            let limit = 1 << (12 + 9 * levels);
-            for (step, iova, memory, length) in steps {
-                if iova + length > limit {
-                    continue;
-                }
-                let range = (0..length).step_by(0x1000);
-                let before = (fixture.leaves(), fixture.arena.free_frames());
-                if step != 0 {
-                    let taken = range.clone().find(|page| pages.contains_key(&(iova + page)));
-                    match fixture.map(iova, memory, length) {
-                        Ok(()) => {
-                            prop_assert_eq!(taken, None);
-                            pages.extend(range.map(|page| (iova + page, memory + page)));
-                        }
-                        Err(MapError::Overlap { iova: at }) => {
-                            prop_assert!(pages.contains_key(&at));
-                            prop_assert_eq!(Some(at), taken.map(|page| iova + page));
-                            prop_assert_eq!(before, (fixture.leaves(), fixture.arena.free_frames()));
-                        }
-                        Err(error) => prop_assert!(false, "{error}"),
-                    }
-                } else {
-                    let hole = range.clone().find(|page| !pages.contains_key(&(iova + page)));
-                    match fixture.unmap(iova, length) {
-                        Ok(()) => {
-                            prop_assert_eq!(hole, None);
-                            for page in range {
-                                pages.remove(&(iova + page));
-                            }
-                        }
-                        Err(UnmapError::NotMapped { iova: at }) => {
-                            prop_assert!(!pages.contains_key(&at));
-                            prop_assert_eq!(before, (fixture.leaves(), fixture.arena.free_frames()));
-                        }
-                        Err(UnmapError::WouldSplit { iova: at, size }) => {
-                            let leaf = translate(&fixture.tables, fixture.shape, at).unwrap();
-                            prop_assert_eq!((leaf.iova, leaf.memory.length()), (at, size));
-                            prop_assert!(at < iova || at + size > iova + length);
-                            prop_assert_eq!(before, (fixture.leaves(), fixture.arena.free_frames()));
-                        }
-                        Err(error) => prop_assert!(false, "{error}"),
-                    }
-                }
-                prop_assert!(fixture.all_published());
-                let mut found = BTreeMap::new();
-                for leaf in fixture.leaves() {
-                    prop_assert!(leaf.memory.length() <= largest.bytes());
-                    prop_assert!(leaf.memory.is_aligned_to(leaf.memory.length()));
-                    prop_assert_eq!(translate(&fixture.tables, fixture.shape, leaf.iova), Some(leaf));
-                    for page in (0..leaf.memory.length()).step_by(0x1000) {
-                        found.insert(leaf.iova + page, leaf.memory.base().0 + page);
-                    }
-                }
-                prop_assert!(found == pages);
-            }
-            let Fixture { tables, arena, retired, .. } = &mut fixture;
-            retired.release(tables, arena, |_| true);
-            fixture.mapper().release();
-            prop_assert_eq!(fixture.arena.free_frames(), 200);
+            agree::<SecondStageEntry>(steps.clone(), levels, largest)?;
+            agree::<PageEntry>(steps, levels, largest)?;
         }
     }
 }

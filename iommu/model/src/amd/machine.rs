@@ -1,0 +1,404 @@
+//! The machine: units, memory, time, and the handles that a driver is given.
+
+use core::cell::RefCell;
+use core::fmt;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use handoff_abi::PhysAddr;
+use iommu::{Deadline, RegisterIo, TableMemory};
+
+use super::config::UnitConfig;
+use super::report::{Counters, Event, Reason, Rule, Violation};
+use super::unit::{Log, Unit};
+use crate::config::{MachineConfig, Schedule};
+use crate::memory::{self, Memory};
+use crate::report::MemoryCounters;
+
+/// Loads of one word in a row that software may make without looking at the clock.
+const UNBOUNDED_POLLS: u32 = 100_000;
+
+/// What memory holds before anyone wrote it, as words that each could be an entry: a device table
+/// entry that is not valid, a page that may be read and written, an interrupt.
+fn rubbish(at: u64) -> u64 {
+    let mixed = Memory::mixed(at);
+    match mixed >> 60 & 3 {
+        0 => mixed >> 24 & 0x00ff_f000,
+        1 => (mixed >> 24 & 0xff) << 8 | 0x40 << 16 | 1,
+        _ => (mixed >> 24 & 0x00ff_f000) | 0x0666_0000 | 3 << 61 | 3,
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) config: MachineConfig,
+    pub(crate) memory: Memory,
+    pub(crate) units: Vec<Unit>,
+    pub(crate) log: Log,
+    pub(crate) counters: MemoryCounters,
+    now: u64,
+    random: u64,
+    /// How many things software did.
+    pub(crate) actions: u64,
+    pub(crate) attackers: Vec<(usize, u16, u64)>,
+    pub(crate) attacks: Vec<Attack>,
+    /// The word that was loaded last, and how often in a row without a look at the clock.
+    polled: (u64, u32),
+}
+
+impl State {
+    fn random(&mut self, below: u64) -> u64 {
+        // xorshift64*: small, seeded, good enough to pick schedules.
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below
+    }
+
+    fn step_unit(&mut self, number: usize) {
+        let schedule = self.config.schedule;
+        let unit = &mut self.units[number];
+        unit.step(&mut self.memory, &mut self.log, schedule);
+    }
+
+    /// Software did something. `polling` says whether it looked at something that units change.
+    pub(crate) fn action(&mut self, polling: bool) {
+        self.actions += 1;
+        for number in 0..self.units.len() {
+            let injected = &mut self.units[number].injected;
+            injected.gone |= injected.gone_after.is_some_and(|w| self.actions >= w);
+            injected.stuck_commands |= injected.stuck_after.is_some_and(|w| self.actions >= w);
+            match self.config.schedule {
+                Schedule::Lazy => {
+                    if polling {
+                        self.step_unit(number);
+                    }
+                }
+                Schedule::Eager => {
+                    while self.units[number].busy() {
+                        self.step_unit(number);
+                    }
+                }
+                Schedule::Random(_) => {
+                    let steps = self.random(4) + u64::from(polling);
+                    for _ in 0..steps {
+                        self.step_unit(number);
+                    }
+                }
+            }
+        }
+        self.attack();
+    }
+
+    fn attack(&mut self) {
+        for (unit, sid, iova) in self.attackers.clone() {
+            let Self {
+                units, memory, log, ..
+            } = self;
+            let result = units[unit].request(memory, log, sid, iova, true);
+            self.attacks.push(Attack {
+                action: self.actions,
+                sid,
+                result: result.map(|t| t.at),
+            });
+        }
+    }
+
+    fn check_alignment(&mut self, at: u64) -> bool {
+        if !at.is_multiple_of(8) {
+            let detail = format!("{at:#x}");
+            self.log.broken(0, Rule::MemoryAccessMisaligned, detail);
+            return false;
+        }
+        true
+    }
+
+    fn load(&mut self, at: u64) -> u64 {
+        self.counters.loads += 1;
+        if !self.check_alignment(at) {
+            return 0;
+        }
+        self.polled = match self.polled {
+            (last, count) if last == at => (at, count + 1),
+            _ => (at, 0),
+        };
+        assert!(
+            self.polled.1 < UNBOUNDED_POLLS,
+            "memory at {at:#x} is polled without a deadline"
+        );
+        self.action(true);
+        self.memory.processor(at)
+    }
+
+    fn store(&mut self, at: u64, value: u64) {
+        self.counters.stores += 1;
+        if !self.check_alignment(at) {
+            return;
+        }
+        let old = self.memory.processor(at);
+        for unit in &mut self.units {
+            if unit.pending_slot(at) && old != value {
+                let detail = format!("{value:#x} at {at:#x}");
+                self.log
+                    .broken(unit.number, Rule::PendingCommandOverwritten, detail);
+            }
+            unit.check_store(&self.memory, &mut self.log, at, old, value);
+        }
+        self.memory.store(at, value);
+        for unit in &mut self.units {
+            unit.after_store(&self.memory, at);
+            unit.prefetch_after(&self.memory, at);
+        }
+        // Any cache line may leave the processors' caches by itself at any time.
+        let unseen = self.units.iter().any(|u| !u.snoops());
+        if unseen && matches!(self.config.schedule, Schedule::Random(_)) && self.random(3) == 0 {
+            self.write_line_back(at);
+        }
+        self.action(false);
+    }
+
+    fn write_line_back(&mut self, at: u64) {
+        let changed = self.memory.write_line_back(at);
+        for unit in self.units.iter_mut().filter(|u| !u.snoops()) {
+            for &(word, _) in &changed {
+                unit.prefetch_after(&self.memory, word);
+                unit.interrupts_after(&self.memory, word);
+            }
+        }
+    }
+}
+
+/// One try of an attacking device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attack {
+    /// After how many things that software did.
+    pub action: u64,
+    /// The device.
+    pub sid: u16,
+    /// Where its write would have landed, or why it was blocked.
+    pub result: Result<u64, Reason>,
+}
+
+/// A simulated machine: some AMD IOMMUs, memory, time.
+///
+/// Clones share one machine.
+#[derive(Clone)]
+pub struct Machine(pub(crate) Rc<RefCell<State>>);
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Machine({} units)", self.0.borrow().units.len())
+    }
+}
+
+impl Machine {
+    /// A machine with these units.
+    #[must_use]
+    pub fn new(config: MachineConfig, units: &[UnitConfig]) -> Self {
+        let random = match config.schedule {
+            Schedule::Random(seed) => seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            _ => 1,
+        };
+        Self(Rc::new(RefCell::new(State {
+            memory: if config.rubbish {
+                Memory::holding(rubbish)
+            } else {
+                Memory::new(false)
+            },
+            config,
+            units: units
+                .iter()
+                .enumerate()
+                .map(|(number, config)| Unit::new(number, config.clone()))
+                .collect(),
+            log: Log {
+                violations: Vec::new(),
+                events: VecDeque::new(),
+            },
+            counters: MemoryCounters::default(),
+            now: 0,
+            random,
+            actions: 0,
+            attackers: Vec::new(),
+            attacks: Vec::new(),
+            polled: (0, 0),
+        })))
+    }
+
+    /// The registers of a unit, for a driver.
+    #[must_use]
+    pub fn registers(&self, unit: usize) -> Registers {
+        Registers {
+            machine: self.clone(),
+            unit,
+        }
+    }
+
+    /// The memory, for a driver.
+    #[must_use]
+    pub fn memory(&self) -> Tables {
+        Tables(self.clone())
+    }
+
+    /// A clock, for a driver.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        Clock {
+            machine: self.clone(),
+            end: 0,
+            overdue: 0,
+        }
+    }
+
+    /// The rules that were broken so far.
+    #[must_use]
+    pub fn violations(&self) -> Vec<Violation> {
+        self.0.borrow().log.violations.clone()
+    }
+
+    /// Fails the test if a rule was broken.
+    ///
+    /// # Panics
+    /// Where there are violations; the message lists them.
+    #[track_caller]
+    pub fn assert_no_violations(&self) {
+        let violations = self.violations();
+        assert!(
+            violations.is_empty(),
+            "{} broken rules:\n{}",
+            violations.len(),
+            violations
+                .iter()
+                .map(|v| format!("  {v}\n"))
+                .collect::<String>()
+        );
+    }
+
+    /// Forgets the rules that were broken so far, for a test that breaks them on purpose.
+    pub fn forget_violations(&self) {
+        self.0.borrow_mut().log.violations.clear();
+    }
+
+    /// What a unit did so far.
+    #[must_use]
+    pub fn counters(&self, unit: usize) -> Counters {
+        self.0.borrow().units[unit].counters
+    }
+
+    /// What was done to memory so far.
+    #[must_use]
+    pub fn memory_counters(&self) -> MemoryCounters {
+        self.0.borrow().counters
+    }
+
+    /// The history since the last call.
+    #[must_use]
+    pub fn take_events(&self) -> Vec<Event> {
+        self.0.borrow_mut().log.events.drain(..).collect()
+    }
+
+    /// Microseconds since the start.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.0.borrow().now
+    }
+
+    /// How many things software did so far: register accesses, loads, stores, looks at the clock.
+    #[must_use]
+    pub fn actions(&self) -> u64 {
+        self.0.borrow().actions
+    }
+}
+
+/// A unit's registers.
+#[derive(Clone, Debug)]
+pub struct Registers {
+    machine: Machine,
+    unit: usize,
+}
+
+impl Registers {
+    fn read(&self, offset: u32, width: u32) -> u64 {
+        let mut state = self.machine.0.borrow_mut();
+        state.action(true);
+        let State { units, log, .. } = &mut *state;
+        units[self.unit].read(log, offset, width)
+    }
+
+    fn write(&self, offset: u32, width: u32, value: u64) {
+        let mut state = self.machine.0.borrow_mut();
+        let State {
+            units, log, memory, ..
+        } = &mut *state;
+        units[self.unit].write(memory, log, offset, width, value);
+        state.action(false);
+    }
+}
+
+impl RegisterIo for Registers {
+    fn read32(&mut self, offset: u32) -> u32 {
+        self.read(offset, 4) as u32
+    }
+    fn write32(&mut self, offset: u32, value: u32) {
+        self.write(offset, 4, value.into());
+    }
+    fn read64(&mut self, offset: u32) -> u64 {
+        self.read(offset, 8)
+    }
+    fn write64(&mut self, offset: u32, value: u64) {
+        self.write(offset, 8, value);
+    }
+}
+
+/// The memory that holds tables and queues.
+#[derive(Clone, Debug)]
+pub struct Tables(Machine);
+
+impl TableMemory for Tables {
+    fn load(&self, at: PhysAddr) -> u64 {
+        self.0.0.borrow_mut().load(at.0)
+    }
+
+    fn store(&mut self, at: PhysAddr, value: u64) {
+        self.0.0.borrow_mut().store(at.0, value);
+    }
+
+    fn write_back(&mut self, at: PhysAddr, length: u64) {
+        let mut state = self.0.0.borrow_mut();
+        for line in memory::lines(at.0, length) {
+            state.counters.lines_written_back += 1;
+            state.write_line_back(line);
+        }
+        state.action(false);
+    }
+}
+
+/// A clock that advances only when it is looked at.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    machine: Machine,
+    end: u64,
+    overdue: u32,
+}
+
+impl Deadline for Clock {
+    fn start(&mut self, microseconds: u32) {
+        self.end = self.machine.0.borrow().now + u64::from(microseconds);
+        self.overdue = 0;
+    }
+
+    fn expired(&mut self) -> bool {
+        let mut state = self.machine.0.borrow_mut();
+        state.action(true);
+        state.now += u64::from(state.config.clock_step);
+        state.polled.1 = 0;
+        for unit in &mut state.units {
+            unit.unbounded_polls = 0;
+        }
+        let over = state.now >= self.end;
+        if over {
+            self.overdue += 1;
+            assert!(self.overdue < 1000, "polling goes on past its deadline");
+        }
+        over
+    }
+}

@@ -1,0 +1,670 @@
+//! Taking over a unit that runs, from the tables that are in force and the record that came with
+//! them.
+
+use core::fmt;
+
+use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange, RequesterId};
+
+use super::commands::{CommandBuffer, InvalidateError};
+use super::devices::Buses;
+use super::domain::{DOMAIN_LIMIT, HYPERTRANSPORT_RANGE};
+use super::events::EventLog;
+use super::hardware::{Hardware, RegisterError};
+use super::interrupts::InterruptTable;
+use super::probe::{Capabilities, ProbeError};
+use super::spec::{
+    CapabilityHeader, Control, DeviceEntry, DeviceTableBase, ExtendedFeature, InterruptHandle,
+    PageEntry, Register, RingBase,
+};
+use super::state::State;
+use super::unit::{Config, Phase, Unit};
+use crate::arena::Arena;
+use crate::domain::{Domains, MAX_DOMAINS};
+use crate::paging::{for_leaves, index_shift};
+use crate::tables::{Tables, offset};
+use crate::{ArenaError, Deadline, INTERRUPT_RANGE, LeafSize, Reach, RegisterIo, TableMemory};
+
+/// What is wrong with an entry of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum TableFault {
+    /// It leads to something that is not a frame of the arena.
+    OutsideArena(PhysAddr),
+    /// It leads to a frame that something else leads to as well.
+    Shared(PhysAddr),
+    /// Bits are set, or clear, that the driver never leaves so. In a device table entry this may
+    /// be an entry that lets requests or interrupts pass.
+    ForeignBits(u64),
+    /// It has tables of another depth than the record.
+    Levels,
+    /// It pairs a domain id with tables that are not this domain's in the record.
+    Domain(DomainId),
+    /// It is a leaf of a size that is not possible, or is not aligned to it.
+    LeafSize,
+    /// It maps memory beyond the machine's physical addresses.
+    MemoryTooHigh(PhysRange),
+    /// It maps the interrupt range, on one side or the other.
+    InterruptRange,
+    /// It maps addresses that the architecture uses for something else than memory.
+    SpecialRange(PhysRange),
+    /// It maps the arena.
+    OwnTables(PhysRange),
+}
+
+impl fmt::Display for TableFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutsideArena(at) => write!(f, "leads to {at}, outside the arena"),
+            Self::Shared(at) => write!(f, "leads to {at}, which has another use"),
+            Self::ForeignBits(bits) => write!(f, "holds {bits:#x}"),
+            Self::Levels => f.write_str("has tables of another depth than the record"),
+            Self::Domain(domain) => write!(f, "is not the domain {domain} of the record"),
+            Self::LeafSize => f.write_str("is a leaf of a size that is not possible"),
+            Self::MemoryTooHigh(memory) => write!(f, "maps {memory}, which the machine lacks"),
+            Self::InterruptRange => f.write_str("maps the interrupt range"),
+            Self::SpecialRange(special) => write!(f, "maps {special}, which is no memory"),
+            Self::OwnTables(memory) => write!(f, "maps {memory}, the unit's own tables"),
+        }
+    }
+}
+
+/// Why a unit was not taken over.
+///
+/// But for [`Register`](Self::Register) and [`Invalidate`](Self::Invalidate) nothing was written,
+/// neither to registers nor to tables. In every case the unit goes on as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// The unit is not fit for use.
+    Probe(ProbeError),
+    /// The arena is no arena.
+    Arena(ArenaError),
+    /// A field of the record has a value that it cannot have.
+    Record {
+        /// The field's name.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// A register is not as the record says, or not as a running fence has it.
+    Mismatch {
+        /// The register.
+        register: Register,
+        /// What the record says.
+        recorded: u64,
+        /// What the register holds.
+        found: u64,
+    },
+    /// A table is not as the driver leaves it.
+    Table {
+        /// Where the entry lies.
+        entry: PhysAddr,
+        /// What is wrong with it.
+        fault: TableFault,
+    },
+    /// The tables allow something that the caller does not.
+    NotAllowed(Reach),
+    /// A register did not do what it should have while the buffer was taken over.
+    Register(RegisterError),
+    /// The invalidation that proves the buffer taken over was not done.
+    Invalidate(InvalidateError),
+}
+
+impl From<RegisterError> for AdoptError {
+    fn from(error: RegisterError) -> Self {
+        Self::Register(error)
+    }
+}
+
+impl From<InvalidateError> for AdoptError {
+    fn from(error: InvalidateError) -> Self {
+        Self::Invalidate(error)
+    }
+}
+
+impl fmt::Display for AdoptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Probe(error) => error.fmt(f),
+            Self::Arena(error) => error.fmt(f),
+            Self::Record { field, value } => {
+                write!(f, "the record's {field} cannot be {value:#x}")
+            }
+            Self::Mismatch {
+                register,
+                recorded,
+                found,
+            } => write!(
+                f,
+                "the {register} register holds {found:#x}, the record says {recorded:#x}"
+            ),
+            Self::Table { entry, fault } => write!(f, "the entry at {entry} {fault}"),
+            Self::NotAllowed(reach) => write!(f, "not allowed: {reach}"),
+            Self::Register(error) => error.fmt(f),
+            Self::Invalidate(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for AdoptError {}
+
+/// The walk through tables in force. It only reads.
+struct Walk<'a, M> {
+    tables: &'a Tables<M>,
+    arena: Arena,
+    domains: Domains,
+    buses: Buses,
+    levels: u32,
+    host_limit: u64,
+    config: Config,
+}
+
+const fn at_fault(entry: PhysAddr, fault: TableFault) -> AdoptError {
+    AdoptError::Table { entry, fault }
+}
+
+impl<M: TableMemory> Walk<'_, M> {
+    /// Notes that `entry` leads to the table at `table`, and to none that was seen before: so
+    /// tables form a tree, and the walk ends.
+    fn claim(&mut self, entry: PhysAddr, table: PhysAddr, frames: u64) -> Result<(), AdoptError> {
+        if self.arena.claim_run(table, frames) {
+            return Ok(());
+        }
+        let whole = PhysRange::new(table, frames * FRAME_SIZE);
+        let inside = whole.is_ok_and(|whole| self.arena.range().contains_range(whole));
+        let fault = if inside && table.is_aligned_to(FRAME_SIZE) {
+            TableFault::Shared(table)
+        } else {
+            TableFault::OutsideArena(table)
+        };
+        Err(at_fault(entry, fault))
+    }
+
+    fn pages(&mut self, table: PhysAddr, level: u32, base: u64) -> Result<(), AdoptError> {
+        for slot in 0..512 {
+            let at = offset(table, slot * 8);
+            let entry = PageEntry(self.tables.load(at));
+            if entry == PageEntry::ABSENT {
+                continue;
+            }
+            let iova = base | slot << index_shift(level);
+            if !entry.is_present() {
+                return Err(at_fault(at, TableFault::ForeignBits(entry.0)));
+            }
+            if entry.next_level() == 0 {
+                self.leaf(at, entry, level, iova)?;
+            } else {
+                if level == 1 || entry != PageEntry::table(entry.address(), level) {
+                    return Err(at_fault(at, TableFault::ForeignBits(entry.0)));
+                }
+                self.claim(at, entry.address(), 1)?;
+                self.pages(entry.address(), level - 1, iova)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(
+        &self,
+        at: PhysAddr,
+        entry: PageEntry,
+        level: u32,
+        iova: u64,
+    ) -> Result<(), AdoptError> {
+        let bad = |fault| Err(at_fault(at, fault));
+        let Some(size) = LeafSize::at_level(level) else {
+            return bad(TableFault::LeafSize);
+        };
+        if !entry.address().is_aligned_to(size.bytes()) {
+            return bad(TableFault::LeafSize);
+        }
+        if entry.access().is_empty() || entry != PageEntry::leaf(entry.address(), entry.access()) {
+            return bad(TableFault::ForeignBits(entry.0));
+        }
+        // Both end below 2^57 and 2^53: neither wraps.
+        let bytes = size.bytes();
+        let from = PhysRange::from_bounds(PhysAddr(iova), offset(PhysAddr(iova), bytes));
+        let memory = PhysRange::from_bounds(entry.address(), offset(entry.address(), bytes));
+        if memory.end().0 > self.host_limit {
+            return bad(TableFault::MemoryTooHigh(memory));
+        }
+        if from.overlaps(INTERRUPT_RANGE) || memory.overlaps(INTERRUPT_RANGE) {
+            return bad(TableFault::InterruptRange);
+        }
+        let special = HYPERTRANSPORT_RANGE;
+        if from.overlaps(special) || memory.overlaps(special) {
+            return bad(TableFault::SpecialRange(special));
+        }
+        if memory.overlaps(self.arena.range()) {
+            return bad(TableFault::OwnTables(memory));
+        }
+        Ok(())
+    }
+
+    /// The domains of the record: every id and every root once.
+    fn record_domains(&mut self, state: &State) -> Result<(), AdoptError> {
+        let count = state.domain_count as usize;
+        let domains = state.domains.get(..count).ok_or(AdoptError::Record {
+            field: "domain_count",
+            value: state.domain_count.into(),
+        })?;
+        for domain in domains {
+            let bad_id = AdoptError::Record {
+                field: "domains.id",
+                value: domain.id.into(),
+            };
+            let id = match u16::try_from(domain.id) {
+                Ok(id) if domain.id < DOMAIN_LIMIT => DomainId(id),
+                _ => return Err(bad_id),
+            };
+            if self.domains.check_new(id, DOMAIN_LIMIT).is_err() {
+                return Err(bad_id);
+            }
+            let root = PhysAddr(domain.root);
+            if !self.arena.claim(root) {
+                return Err(AdoptError::Record {
+                    field: "domains.root",
+                    value: root.0,
+                });
+            }
+            self.pages(root, self.levels, 0)?;
+            self.domains.push(id, root);
+        }
+        Ok(())
+    }
+
+    /// All device table entries. `each` is called with every device that has a domain or a table of
+    /// interrupts.
+    fn devices(
+        &mut self,
+        table: PhysAddr,
+        mut each: impl FnMut(
+            &Self,
+            RequesterId,
+            Option<DomainId>,
+            Option<InterruptTable>,
+        ) -> Result<(), AdoptError>,
+    ) -> Result<(), AdoptError> {
+        for id in 0..=u16::MAX {
+            let requester = RequesterId(id);
+            let at = offset(table, u64::from(id) * DeviceEntry::SIZE);
+            let word = |index: u64| self.tables.load(offset(at, index * 8));
+            let entry = DeviceEntry([word(0), word(1), word(2), word(3)]);
+            if entry == DeviceEntry::DENIED {
+                continue;
+            }
+            self.buses.mark(requester);
+            let domain = self.device(at, entry)?;
+            let interrupts = match entry.interrupt_table() {
+                Some(base) => {
+                    let frames = self.config.interrupt_format.table_frames();
+                    self.claim(offset(at, 16), base, frames)?;
+                    Some(InterruptTable {
+                        base,
+                        format: self.config.interrupt_format,
+                    })
+                }
+                None => None,
+            };
+            each(self, requester, domain, interrupts)?;
+        }
+        Ok(())
+    }
+
+    /// An entry that is not the one that denies everything. Every bit must be one of the driver's.
+    /// Returns the domain whose memory the device reaches.
+    fn device(&mut self, at: PhysAddr, entry: DeviceEntry) -> Result<Option<DomainId>, AdoptError> {
+        let bad = |word: u64, fault| Err(at_fault(offset(at, word * 8), fault));
+        let [memory, tags, interrupts, reserved] = entry.0;
+        let id = entry.domain();
+        if tags & !DeviceEntry::SUPPRESS_PAGE_FAULTS != id.0.into() {
+            return bad(1, TableFault::ForeignBits(tags));
+        }
+        if reserved != 0 {
+            return bad(3, TableFault::ForeignBits(reserved));
+        }
+        let expected = match entry.interrupt_table() {
+            Some(table) => DeviceEntry::interrupts(table, InterruptHandle::LOG_ENTRIES),
+            None => DeviceEntry::NO_INTERRUPTS,
+        };
+        if interrupts & !DeviceEntry::IGNORE_INTERRUPTS != expected {
+            return bad(2, TableFault::ForeignBits(interrupts));
+        }
+        let root = self.domains.get(id).map(|domain| domain.root);
+        if id.0 != 0 {
+            if root.is_none() {
+                return bad(1, TableFault::Domain(id));
+            }
+            self.domains.count_attached(id);
+        }
+        if !entry.has_memory() {
+            // Denied; with a domain id, a retirement that was begun.
+            return Ok(None);
+        }
+        if memory & !DeviceEntry::MODE != DeviceEntry::memory(entry.root(), 0) {
+            return bad(0, TableFault::ForeignBits(memory));
+        }
+        if memory != DeviceEntry::memory(entry.root(), self.levels) {
+            return bad(0, TableFault::Levels);
+        }
+        if root != Some(entry.root()) {
+            return bad(0, TableFault::Domain(id));
+        }
+        Ok(Some(id))
+    }
+
+    /// Puts every leaf of a domain before `allow`.
+    fn leaves(
+        &self,
+        requester: Option<RequesterId>,
+        id: DomainId,
+        allow: &mut impl FnMut(&Reach) -> bool,
+    ) -> Result<(), AdoptError> {
+        let Some(domain) = self.domains.get(id) else {
+            return Ok(());
+        };
+        let mut refused = None;
+        for_leaves::<_, PageEntry>(self.tables, domain.root, self.levels, 0, &mut |leaf| {
+            let reach = Reach::Memory {
+                requester,
+                domain: id,
+                iova: leaf.iova,
+                memory: leaf.memory,
+                access: leaf.access,
+            };
+            let allowed = allow(&reach);
+            if !allowed {
+                refused = Some(reach);
+            }
+            allowed
+        });
+        refused.map_or(Ok(()), |reach| Err(AdoptError::NotAllowed(reach)))
+    }
+
+    fn interrupts(
+        &self,
+        source: RequesterId,
+        table: InterruptTable,
+        allow: &mut impl FnMut(&Reach) -> bool,
+    ) -> Result<(), AdoptError> {
+        for index in 0..InterruptHandle::ENTRIES {
+            let entry = table.load(self.tables, index);
+            if !entry.is_enabled() {
+                continue;
+            }
+            if !entry.is_canonical(table.format) {
+                let at = table.place(index).0;
+                return Err(at_fault(at, TableFault::ForeignBits(entry.low)));
+            }
+            let reach = Reach::Interrupt {
+                source,
+                index,
+                target: entry.target(table.format),
+            };
+            if !allow(&reach) {
+                return Err(AdoptError::NotAllowed(reach));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
+    /// Takes over a unit that runs with the tables another steward built in `arena`.
+    ///
+    /// First everything is read and checked, and nothing is written: the record against the
+    /// registers; every table, which must lie in the arena, have one way to it and hold nothing but
+    /// what this driver writes, among them all 65,536 device table entries, each of which must
+    /// deny or lead to a domain of the record; and everything that the tables allow, each leaf of
+    /// each device and each interrupt, is put before `allow`. Then the command buffer is taken
+    /// over where it stands: what the steward before left in it is let run out, and one batch that
+    /// invalidates every cache is waited for. That proves both that the buffer obeys the new
+    /// steward and that no cache holds what the tables do not say.
+    ///
+    /// The unit is never switched off and no table pointer is written, so devices that keep
+    /// running notice nothing. The depth of tables, the width of physical addresses, the capability
+    /// header and the IVHD's flags are those of the record; `config` gives the rest, and must agree
+    /// about the format of interrupt entries. The log is read on from where it stands.
+    ///
+    /// # Errors
+    /// See [`AdoptError`].
+    #[expect(clippy::too_many_arguments, reason = "each is a thing of its own")]
+    pub fn adopt(
+        mut registers: R,
+        memory: M,
+        clock: C,
+        window: PhysRange,
+        arena: PhysRange,
+        state: &State,
+        config: Config,
+        mut allow: impl FnMut(&Reach) -> bool,
+    ) -> Result<Self, AdoptError> {
+        let bad = |field, value| AdoptError::Record { field, value };
+        let recorded = |field, value, actual: u64| {
+            if value == actual {
+                Ok(())
+            } else {
+                Err(bad(field, value))
+            }
+        };
+        recorded("register_base", state.register_base, window.base().0)?;
+        recorded("register_length", state.register_length, window.length())?;
+        recorded("arena_base", state.arena_base, arena.base().0)?;
+        recorded("arena_length", state.arena_length, arena.length())?;
+        let config = Config {
+            host_address_bits: u8::try_from(state.host_address_bits).unwrap_or(0),
+            capability: CapabilityHeader::from_bits_retain(state.capability_header),
+            ivhd_flags: u8::try_from(state.ivhd_flags)
+                .map_err(|_| bad("ivhd_flags", state.ivhd_flags.into()))?,
+            ..config
+        };
+        if !config.host_address_bits_valid() {
+            let bits = state.host_address_bits.into();
+            return Err(bad("host_address_bits", bits));
+        }
+
+        let capabilities =
+            Capabilities::read(&mut registers, config.capability).map_err(AdoptError::Probe)?;
+        capabilities
+            .check(window, &config)
+            .map_err(AdoptError::Probe)?;
+        let levels = state.levels;
+        if !capabilities.supports(levels) || Capabilities::limit_of(levels) < config.iova_limit {
+            return Err(bad("levels", levels.into()));
+        }
+        let mut hardware = Hardware::new(registers, clock, config.timeout_microseconds);
+        compare_registers(&mut hardware, state, &config, capabilities.features)?;
+
+        let tables = Tables {
+            memory,
+            coherent: config.coherent(),
+        };
+        let mut walk = Walk {
+            tables: &tables,
+            arena: Arena::new(arena).map_err(AdoptError::Arena)?,
+            domains: Domains::default(),
+            buses: Buses::default(),
+            levels,
+            host_limit: config.host_limit(),
+            config,
+        };
+        let device_table = DeviceTableBase(state.device_table_base);
+        let commands = RingBase(state.command_buffer_base);
+        let events = RingBase(state.event_log_base);
+        let status = StatusAddress::from_record(state.status_address)?;
+        for (field, value, whole, frame, count) in [
+            (
+                "device_table_base",
+                device_table.0,
+                DeviceTableBase::full(device_table.table()).0,
+                device_table.table(),
+                DeviceTableBase::FRAMES,
+            ),
+            (
+                "command_buffer_base",
+                commands.0,
+                RingBase::new(commands.ring()).0,
+                commands.ring(),
+                RingBase::FRAMES,
+            ),
+            (
+                "event_log_base",
+                events.0,
+                RingBase::new(events.ring()).0,
+                events.ring(),
+                RingBase::FRAMES,
+            ),
+            (
+                "status_address",
+                state.status_address,
+                state.status_address,
+                status.frame(),
+                1,
+            ),
+        ] {
+            if value != whole || !walk.arena.claim_run(frame, count) {
+                return Err(bad(field, value));
+            }
+        }
+
+        walk.record_domains(state)?;
+        walk.devices(device_table.table(), |walk, requester, domain, table| {
+            if let Some(domain) = domain {
+                walk.leaves(Some(requester), domain, &mut allow)?;
+            }
+            if let Some(table) = table {
+                walk.interrupts(requester, table, &mut allow)?;
+            }
+            Ok(())
+        })?;
+        let unattached: heapless::Vec<DomainId, MAX_DOMAINS> = walk
+            .domains
+            .iter()
+            .filter(|domain| domain.attached == 0)
+            .map(|domain| domain.id)
+            .collect();
+        for &domain in &unattached {
+            walk.leaves(None, domain, &mut allow)?;
+        }
+
+        let Walk {
+            arena,
+            domains,
+            buses,
+            ..
+        } = walk;
+        let mut unit = Self {
+            hardware,
+            tables,
+            arena,
+            window,
+            capabilities,
+            config,
+            levels,
+            device_table: device_table.table(),
+            buses,
+            commands: CommandBuffer::new(commands.ring(), status.next()),
+            events: EventLog::new(events.ring()),
+            domains,
+            replaced: heapless::Vec::new(),
+            phase: Phase::InUse,
+            last_retirement: None,
+            installs: 0,
+            spare: None,
+            generation: 0,
+        };
+        unit.take_over_rings()?;
+        unit.set_fault_interrupt(config.fault_interrupt)?;
+        Ok(unit)
+    }
+
+    fn take_over_rings(&mut self) -> Result<(), AdoptError> {
+        // Waits of the old steward that are still under way write to its status word, not here.
+        let (ring, status) = (self.commands.ring(), self.commands.status());
+        self.tables.store_and_publish(status, 0);
+        // An error that the old steward left would keep the buffer from running out.
+        if self.commands.recover(&mut self.hardware)?.is_none() {
+            let tail = self.hardware.read_present(Register::CommandBufferTail)?;
+            let slot = RingBase::slot(tail);
+            // This makes room; what is done, the wait of the batch tells.
+            self.hardware.poll(Register::CommandBufferHead, |head| {
+                RingBase::slot(head) == slot
+            })?;
+            self.commands = CommandBuffer::running(ring, status, slot);
+        }
+        let head = self.hardware.read_present(Register::EventLogHead)?;
+        self.events = EventLog::running(self.events.ring(), RingBase::slot(head));
+        self.invalidate_every_id()?;
+        Ok(())
+    }
+}
+
+/// The record's registers against the unit's, and both against what a running fence has.
+fn compare_registers<R: RegisterIo, C: Deadline>(
+    hardware: &mut Hardware<R, C>,
+    state: &State,
+    config: &Config,
+    features: ExtendedFeature,
+) -> Result<(), AdoptError> {
+    let compare = |register, recorded, found| {
+        if found == recorded {
+            Ok(())
+        } else {
+            Err(AdoptError::Mismatch {
+                register,
+                recorded,
+                found,
+            })
+        }
+    };
+    // A unit without the register reads as if it had no features.
+    let found = features.bits();
+    compare(Register::ExtendedFeature, state.extended_feature, found)?;
+    for (register, recorded) in [
+        (Register::DeviceTableBase, state.device_table_base),
+        (Register::CommandBufferBase, state.command_buffer_base),
+        (Register::EventLogBase, state.event_log_base),
+    ] {
+        compare(register, recorded, hardware.read(register))?;
+    }
+    // An exclusion range would let requests pass, whatever the tables say.
+    let exclusion = hardware.read(Register::ExclusionBase) & 0b11;
+    compare(Register::ExclusionBase, 0, exclusion)?;
+    // Nothing may be on but what a running fence has; the event interrupt may be on or off, and the
+    // filter is firmware's.
+    let running = config.control().bits();
+    let changes = (Control::EVENT_INTERRUPT | Control::SMI_FILTER).bits();
+    compare(Register::Control, running, state.control & !changes)?;
+    let found = hardware.control()?.bits() & !changes;
+    compare(Register::Control, running, found)
+}
+
+/// Where waits write. Each steward uses another place of the same frame, so that a wait of the one
+/// before is not taken for one of its own.
+struct StatusAddress(PhysAddr);
+
+impl StatusAddress {
+    const STEP: u64 = 128;
+
+    fn from_record(value: u64) -> Result<Self, AdoptError> {
+        if value.is_multiple_of(Self::STEP) {
+            Ok(Self(PhysAddr(value)))
+        } else {
+            Err(AdoptError::Record {
+                field: "status_address",
+                value,
+            })
+        }
+    }
+
+    const fn frame(&self) -> PhysAddr {
+        PhysAddr(self.0.0 & !(FRAME_SIZE - 1))
+    }
+
+    const fn next(&self) -> PhysAddr {
+        let inside = (self.0.0 + Self::STEP) & (FRAME_SIZE - 1);
+        PhysAddr(self.frame().0 | inside)
+    }
+}

@@ -1,0 +1,267 @@
+//! Moving many devices from domain to domain with one invalidation.
+
+use core::fmt;
+
+use handoff_abi::{DomainId, PhysAddr, RequesterId};
+
+use super::commands::InvalidateError;
+use super::devices::AttachError;
+use super::pending::Pending;
+use super::switch::Switched;
+use super::unit::{Submitted, Unit};
+use crate::pending::SELECTIVE_LIMIT;
+use crate::{Deadline, MoveMethod, RegisterIo, TableMemory};
+
+/// Why devices were not moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum MoveError {
+    /// A device or the domain cannot be used. If this comes from the start of a move, nothing was
+    /// changed.
+    Attach(AttachError),
+    /// The unit did not finish the invalidation. Every device of the move is blocked.
+    Invalidate(InvalidateError),
+    /// The devices are in the new domain, but the unit did not finish the invalidation that tells
+    /// it so: each reaches the new domain or nothing.
+    Install(InvalidateError),
+}
+
+impl From<AttachError> for MoveError {
+    fn from(error: AttachError) -> Self {
+        Self::Attach(error)
+    }
+}
+
+impl From<InvalidateError> for MoveError {
+    fn from(error: InvalidateError) -> Self {
+        Self::Invalidate(error)
+    }
+}
+
+impl fmt::Display for MoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attach(error) => error.fmt(f),
+            Self::Invalidate(error) => write!(f, "devices stay blocked: {error}"),
+            Self::Install(error) => write!(f, "devices may stay blocked: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for MoveError {}
+
+/// A move under way: its devices are blocked in the tables and the invalidation was submitted, or,
+/// for a [switch](MoveMethod::Switch), the tables are exchanged. [`Unit::finish_move`] completes it;
+/// without that it is not known what the devices reach.
+#[must_use = "the devices are not moved until the move is finished"]
+#[derive(Debug)]
+pub struct Moving<'a> {
+    pub(super) devices: &'a [RequesterId],
+    pub(super) to: Option<DomainId>,
+    pub(super) method: MoveMethod,
+    pub(super) submitted: Submitted,
+    pub(super) switched: Option<Switched>,
+}
+
+/// A move whose devices are in the new domain in the tables; the unit may still have in its caches
+/// that they were blocked. [`Unit::wait_installed`] completes it.
+#[must_use = "the unit may go on refusing the devices until this was waited for"]
+#[derive(Debug)]
+pub struct Installed<'a> {
+    devices: &'a [RequesterId],
+    method: MoveMethod,
+    submitted: Option<Submitted>,
+}
+
+/// The devices that are invalidated one by one.
+const fn one_by_one(method: MoveMethod, devices: &[RequesterId]) -> &[RequesterId] {
+    match method {
+        MoveMethod::Selective => devices,
+        MoveMethod::Global | MoveMethod::Switch => &[],
+    }
+}
+
+impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
+    /// Moves devices, each from whatever domain it is attached to, or none, into the domain `to`,
+    /// or into none. However many they are, the unit is given one batch of invalidations that
+    /// proves them blocked, and a second that tells it of the new domain; `with` joins in the first
+    /// (the retargeting of the devices' interrupts, say).
+    ///
+    /// In between every device is blocked: at no instant does the unit have a translation of an
+    /// old domain for a device that is in the new one. An entry that denies is cached like any
+    /// other, hence the second batch. [`install_move`](Self::install_move) does not wait for it,
+    /// and a [prepared](Self::prepare_move) move of many devices has none.
+    ///
+    /// # Errors
+    /// See [`MoveError`].
+    pub fn move_devices(
+        &mut self,
+        devices: &[RequesterId],
+        to: Option<DomainId>,
+        with: Pending,
+    ) -> Result<MoveMethod, MoveError> {
+        let moving = self.start_move(devices, to, with)?;
+        self.finish_move(moving)
+    }
+
+    /// The first step of [`move_devices`](Self::move_devices): blocks the devices in the tables and
+    /// submits the invalidation. Start the moves of all units before finishing any, and the waits
+    /// overlap.
+    ///
+    /// # Errors
+    /// See [`MoveError`]; an [`AttachError`] comes before anything is changed.
+    pub fn start_move<'a>(
+        &mut self,
+        devices: &'a [RequesterId],
+        to: Option<DomainId>,
+        with: Pending,
+    ) -> Result<Moving<'a>, MoveError> {
+        self.root_of(to)?;
+        // Without a command that invalidates all, a loop over the devices is the shorter one.
+        let method = if devices.len() > SELECTIVE_LIMIT && self.capabilities.invalidates_all() {
+            MoveMethod::Global
+        } else {
+            MoveMethod::Selective
+        };
+        let mut pending = with;
+        let mut retired = false;
+        for &requester in devices {
+            if let Some(domain) = self.retire_device(requester) {
+                retired = true;
+                pending = pending.merge(self.pending().with_domain(domain));
+            }
+        }
+        let mut more = &[][..];
+        if retired {
+            more = one_by_one(method, devices);
+            if method == MoveMethod::Global {
+                let all = Pending::all_caches(self.window.base());
+                pending = pending.merge(all);
+            }
+        }
+        let submitted = self.submit_with(pending, more)?;
+        Ok(Moving {
+            devices,
+            to,
+            method,
+            submitted,
+            switched: None,
+        })
+    }
+
+    /// The root of the domain that devices are moved to.
+    pub(super) fn root_of(&self, to: Option<DomainId>) -> Result<Option<PhysAddr>, AttachError> {
+        to.map(|to| {
+            let domain = self.domains.get(to);
+            domain
+                .map(|domain| domain.root)
+                .ok_or(AttachError::UnknownDomain(to))
+        })
+        .transpose()
+    }
+
+    /// The rest of [`move_devices`](Self::move_devices): [`install_move`](Self::install_move) and
+    /// [`wait_installed`](Self::wait_installed).
+    ///
+    /// # Errors
+    /// See [`MoveError`].
+    pub fn finish_move(&mut self, moving: Moving<'_>) -> Result<MoveMethod, MoveError> {
+        let installed = self.install_move(moving)?;
+        self.wait_installed(installed)
+    }
+
+    /// The second step of [`move_devices`](Self::move_devices): waits until the devices are proved
+    /// blocked, installs the new entries and submits the invalidation of the old ones. From here
+    /// on nothing reaches the old domains; what is left is that the devices can begin.
+    ///
+    /// # Errors
+    /// See [`MoveError`].
+    pub fn install_move<'a>(&mut self, moving: Moving<'a>) -> Result<Installed<'a>, MoveError> {
+        let Moving {
+            devices,
+            to,
+            method,
+            submitted,
+            switched,
+        } = moving;
+        if let Some(switched) = switched {
+            self.finish_switch(devices, submitted, &switched)?;
+            return Ok(Installed {
+                devices,
+                method,
+                submitted: None,
+            });
+        }
+        let more = one_by_one(method, devices);
+        let installs = submitted.installs;
+        let proved = self.wait_proved(submitted, more)?;
+        if self.installs != installs
+            && !proved.is_some_and(|proved| self.all_retired_before(proved))
+            && devices.iter().any(|&device| self.is_retiring(device))
+        {
+            // A device was attached and blocked anew while the move was under way.
+            self.invalidate_everything()?;
+        }
+        let root = self.root_of(to)?;
+        let Some((to, root)) = to.zip(root) else {
+            for &requester in devices {
+                self.empty_retired_device(requester, None);
+            }
+            return Ok(Installed {
+                devices,
+                method,
+                submitted: None,
+            });
+        };
+        for &requester in devices {
+            let entry = self.entry(requester);
+            if entry.has_memory() {
+                // Named twice, or attached by the caller since.
+                if entry.domain() != to {
+                    return Err(AttachError::AlreadyAttached {
+                        requester,
+                        domain: entry.domain(),
+                    }
+                    .into());
+                }
+                continue;
+            }
+            if entry.domain().0 != 0 {
+                self.domains.count_detached(entry.domain());
+            }
+            self.install_device(requester, to, root);
+        }
+        let pending = if method == MoveMethod::Global {
+            Pending::all_caches(self.window.base())
+        } else {
+            self.pending()
+        };
+        let submitted = self
+            .submit_with(pending, more)
+            .map_err(MoveError::Install)?;
+        Ok(Installed {
+            devices,
+            method,
+            submitted: Some(submitted),
+        })
+    }
+
+    /// The last step of [`move_devices`](Self::move_devices): waits until the unit knows of the new
+    /// domain.
+    ///
+    /// # Errors
+    /// [`MoveError::Install`].
+    pub fn wait_installed(&mut self, installed: Installed<'_>) -> Result<MoveMethod, MoveError> {
+        let Installed {
+            devices,
+            method,
+            submitted,
+        } = installed;
+        if let Some(submitted) = submitted {
+            self.wait_proved(submitted, one_by_one(method, devices))
+                .map_err(MoveError::Install)?;
+        }
+        Ok(method)
+    }
+}

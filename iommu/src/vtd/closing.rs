@@ -1,0 +1,161 @@
+//! Switching off a queue that runs already: firmware's, an earlier kernel's, or this driver's own.
+
+use handoff_abi::{FRAME_SIZE, PhysAddr, PhysRange};
+
+use super::hardware::RegisterError;
+use super::queue::InvalidateError;
+use super::spec::{Descriptor, FaultStatus, GlobalStatus, QueueAddress, Register};
+use super::unit::{EnableError, Unit};
+use crate::tables::offset;
+use crate::{Deadline, RegisterIo, TableMemory};
+
+/// A queue that the unit runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Running {
+    memory: PhysRange,
+    /// IQT.
+    tail: u64,
+    own: bool,
+}
+
+impl Running {
+    /// Its memory, where it is somebody else's.
+    pub(super) const fn foreign(self) -> Option<PhysRange> {
+        if self.own { None } else { Some(self.memory) }
+    }
+
+    /// The slot that the unit fetches next, once it is told to. It is software's until then.
+    fn slot(self) -> PhysRange {
+        let base = offset(self.memory.base(), self.tail);
+        PhysRange::from_bounds(base, offset(base, Descriptor::SIZE))
+    }
+
+    const fn next_tail(self) -> u64 {
+        (self.tail + Descriptor::SIZE) % self.memory.length()
+    }
+}
+
+impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
+    /// The queue that the unit runs, if it runs one. Nothing is written.
+    pub(super) fn running_queue(&mut self) -> Result<Option<Running>, EnableError> {
+        if !self.hardware.status()?.contains(GlobalStatus::QIES) {
+            return Ok(None);
+        }
+        let address = QueueAddress(self.hardware.read64(Register::InvalidationQueueAddress));
+        let tail = self.hardware.read64(Register::InvalidationQueueTail);
+        let unusable = EnableError::QueueUnusable {
+            address: address.0,
+            tail,
+        };
+        let length = FRAME_SIZE << address.size();
+        let Ok(memory) = PhysRange::new(address.queue(), length) else {
+            return Err(unusable);
+        };
+        let own = address == self.queue.address();
+        let misplaced = memory.end().0 > self.config.host_limit()
+            || (!own && memory.overlaps(self.arena.range()));
+        if address.wide() || misplaced || tail >= length || !tail.is_multiple_of(Descriptor::SIZE) {
+            return Err(unusable);
+        }
+        Ok(Some(Running { memory, tail, own }))
+    }
+
+    /// Switches a running queue off behind a wait of this driver. `foreign` reaches its memory
+    /// where it is somebody else's.
+    ///
+    /// A queue may be switched off only when it is empty and a wait was the last thing in it
+    /// (section 6.5.2); there are units that otherwise go on for ever. That it is empty says that
+    /// all was fetched; that the wait is done, that all is done.
+    pub(super) fn close_queue<Q: TableMemory>(
+        &mut self,
+        queue: Running,
+        mut foreign: Option<&mut Q>,
+    ) -> Result<(), EnableError> {
+        self.hardware
+            .poll64(Register::InvalidationQueueHead, |head| head == queue.tail)?;
+        // Whoever else's queue it is, the unit writes nowhere but into this unit's arena.
+        let done = self.queue.closed();
+        self.tables.store_and_publish(done, 0);
+        let wait = Descriptor::wait(done, CLOSED);
+        let slot = queue.slot();
+        let before = match foreign.as_deref_mut() {
+            Some(memory) => place(memory, self.tables.coherent, slot.base(), wait),
+            None => place(
+                &mut self.tables.memory,
+                self.tables.coherent,
+                slot.base(),
+                wait,
+            ),
+        };
+        let Some(before) = before else {
+            return Err(EnableError::QueueMemory(slot));
+        };
+        let tail = queue.next_tail();
+        self.hardware.write64(Register::InvalidationQueueTail, tail);
+        self.await_closing(done)?;
+        self.hardware
+            .poll64(Register::InvalidationQueueHead, |head| head == tail)?;
+        if let Some(memory) = foreign {
+            // The unit has passed the slot. What the memory is used for now, if it is no longer
+            // a queue to anybody, finds it as it was.
+            if place(memory, self.tables.coherent, slot.base(), before).is_none() {
+                return Err(EnableError::QueueMemory(slot));
+            }
+        }
+        self.hardware.switch(GlobalStatus::QIES, false)?;
+        Ok(())
+    }
+
+    fn await_closing(&mut self, done: PhysAddr) -> Result<(), EnableError> {
+        self.hardware.clock.start(self.hardware.timeout);
+        loop {
+            let expired = self.hardware.clock.expired();
+            if self.tables.load(done) as u32 == CLOSED {
+                return Ok(());
+            }
+            if expired {
+                break;
+            }
+        }
+        // The wait stays in its slot: the unit may still fetch it, and must not find less.
+        let status = self.hardware.read32(Register::FaultStatus);
+        let errors = FaultStatus::from_bits_retain(status);
+        let error = if status == u32::MAX {
+            InvalidateError::Register(RegisterError::Gone {
+                register: Register::FaultStatus,
+            })
+        } else if errors.intersects(FaultStatus::QUEUE_ERRORS) {
+            InvalidateError::Refused(errors)
+        } else {
+            InvalidateError::Register(RegisterError::Timeout {
+                register: Register::InvalidationQueueHead,
+                last: self.hardware.read64(Register::InvalidationQueueHead),
+            })
+        };
+        Err(error.into())
+    }
+}
+
+/// What the closing wait writes.
+const CLOSED: u32 = 1;
+
+/// Stores a descriptor and returns what was there; `None` where the memory does not take it.
+fn place<T: TableMemory>(
+    memory: &mut T,
+    coherent: bool,
+    at: PhysAddr,
+    descriptor: Descriptor,
+) -> Option<Descriptor> {
+    let upper = offset(at, 8);
+    let before = Descriptor {
+        low: memory.load(at),
+        high: memory.load(upper),
+    };
+    memory.store(upper, descriptor.high);
+    memory.store(at, descriptor.low);
+    if !coherent {
+        memory.write_back(at, Descriptor::SIZE);
+    }
+    // Memory that the embedder did not reach would have the unit execute whatever lies there.
+    (memory.load(at) == descriptor.low && memory.load(upper) == descriptor.high).then_some(before)
+}

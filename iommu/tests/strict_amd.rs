@@ -1,0 +1,21 @@
+//! The AMD-Vi driver against the strict register model of `iommu-model`: what it writes, in which
+//! order, and who reaches what at every instant.
+
+#[path = "strict_amd/adoption.rs"]
+mod adoption;
+#[path = "strict_amd/bring_up.rs"]
+mod bring_up;
+#[path = "strict_amd/commands.rs"]
+mod commands;
+#[path = "strict_amd/events.rs"]
+mod events;
+#[path = "strict_amd/fence.rs"]
+mod fence;
+#[path = "strict_amd/interrupts.rs"]
+mod interrupts;
+#[path = "strict_amd/random.rs"]
+mod random;
+#[path = "strict_amd/rig.rs"]
+mod rig;
+#[path = "strict_amd/swap.rs"]
+mod swap;
