@@ -17,12 +17,8 @@ use std::time::{Duration, Instant};
 
 /// What the copied workspace is made of.
 const CRATES: [&str; 3] = ["handoff-abi", "iommu", "iommu/model"];
-/// The integration tests of `iommu` that have to notice, and the part of it that only one of them
-/// tests.
-const TESTS: [(&str, &str); 2] = [
-    ("iommu/src/vtd", "strict_vtd"),
-    ("iommu/src/amd", "strict_amd"),
-];
+/// What the names of AMD-Vi's mutants begin with.
+const AMD: &str = "amd-";
 /// How many mutants are tried at a time, each in a workspace of its own. Most of the time goes into
 /// compiling, which uses one processor.
 const WORKERS: usize = 2;
@@ -117,20 +113,40 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Runs all mutants, or those whose name contains `only`. `root` is the repository; `progress` is
-/// told of each as it is done.
+/// Whose mutants are to be tried. What both drivers share is tried with VT-d's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// VT-d.
+    Vtd,
+    /// AMD-Vi.
+    Amd,
+}
+
+impl Driver {
+    /// The integration tests of `iommu` that have to notice.
+    const fn tests(self) -> &'static str {
+        match self {
+            Self::Vtd => "strict_vtd",
+            Self::Amd => "strict_amd",
+        }
+    }
+
+    fn owns(self, mutant: &Mutant) -> bool {
+        mutant.name.starts_with(AMD) == (self == Self::Amd)
+    }
+}
+
+/// Runs all mutants of a driver. `root` is the repository; `progress` is told of each as it is done.
 ///
 /// # Errors
 /// See [`Error`]. All mutants are tried before [`Error::Failed`] is given.
 pub(crate) fn run(
     root: &Path,
-    only: Option<&str>,
+    driver: Driver,
     progress: impl FnMut(&Outcome) + Send,
 ) -> Result<Vec<Outcome>, Error> {
     let mut mutants = Mutant::all(&root.join("iommu/mutants"))?;
-    if let Some(only) = only {
-        mutants.retain(|mutant| mutant.name.contains(only));
-    }
+    mutants.retain(|mutant| driver.owns(mutant));
     if mutants.is_empty() {
         return Err(Error::NoMutants);
     }
@@ -142,8 +158,8 @@ pub(crate) fn run(
     lock.lock().map_err(at(&path))?;
     let (mutants, progress) = (Mutex::new(mutants), Mutex::new(progress));
     let worker = |number: usize| -> Result<Vec<Outcome>, Error> {
-        let workspace = Workspace::copy(root, &base.join(format!("worker-{number}")))?;
-        match workspace.test(&TESTS.map(|(_, tests)| tests))? {
+        let workspace = Workspace::copy(root, &base.join(format!("worker-{number}")), driver)?;
+        match workspace.test()? {
             Verdict::Survived => {}
             other => {
                 let outcome = Outcome {
@@ -254,10 +270,11 @@ impl Mutant {
 struct Workspace {
     root: PathBuf,
     target: PathBuf,
+    driver: Driver,
 }
 
 impl Workspace {
-    fn copy(from: &Path, base: &Path) -> Result<Self, Error> {
+    fn copy(from: &Path, base: &Path, driver: Driver) -> Result<Self, Error> {
         let root = base.join("workspace");
         if root.exists() {
             fs::remove_dir_all(&root).map_err(at(&root))?;
@@ -274,6 +291,7 @@ impl Workspace {
         Ok(Self {
             root,
             target: base.join("build"),
+            driver,
         })
     }
 
@@ -287,22 +305,16 @@ impl Workspace {
         }
         let mutated = source.replacen(&mutant.original, &mutant.replacement, 1);
         fs::write(&path, mutated).map_err(at(&path))?;
-        let own = TESTS.iter().find(|(part, _)| mutant.file.starts_with(part));
-        let tests = match own {
-            Some(&(_, tests)) => vec![tests],
-            // What both drivers use both have to be tested with.
-            None => TESTS.map(|(_, tests)| tests).to_vec(),
-        };
-        let verdict = self.test(&tests);
+        let verdict = self.test();
         fs::write(&path, source).map_err(at(&path))?;
         verdict
     }
 
-    fn cargo(&self, tests: &[&str], arguments: &[&str]) -> Command {
+    fn cargo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command
             .args(["test", "--offline", "--quiet", "-p", "iommu"])
-            .args(tests.iter().flat_map(|tests| ["--test", tests]))
+            .args(["--test", self.driver.tests()])
             .args(arguments)
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
@@ -318,12 +330,12 @@ impl Workspace {
     }
 
     /// Builds and runs the tests. `Survived` says that all passed.
-    fn test(&self, tests: &[&str]) -> Result<Verdict, Error> {
-        let (built, output) = self.run(self.cargo(tests, &["--no-run"]), "build", BUILD_LIMIT)?;
+    fn test(&self) -> Result<Verdict, Error> {
+        let (built, output) = self.run(self.cargo(&["--no-run"]), "build", BUILD_LIMIT)?;
         if !built.is_some_and(|status| status.success()) {
             return Ok(Verdict::DoesNotCompile(last_lines(&output, 30)));
         }
-        let (ran, output) = self.run(self.cargo(tests, &["--no-fail-fast"]), "run", LIMIT)?;
+        let (ran, output) = self.run(self.cargo(&["--no-fail-fast"]), "run", LIMIT)?;
         Ok(match ran {
             None => Verdict::Hung,
             Some(status) if status.success() => Verdict::Survived,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::Tally;
-use crate::mutants;
+use crate::mutants::{self, Driver};
 use crate::paths;
 use crate::process::Run;
 use crate::setup::Toolchain;
@@ -87,7 +87,13 @@ pub(super) const ALL: &[Check] = &[
         name: "mutants",
         about: "the tests notice every mistake that is put into the VT-d driver",
         long: false,
-        work: all_mutants,
+        work: |job| all_mutants(job, Driver::Vtd),
+    },
+    Check {
+        name: "amd-mutants",
+        about: "the tests notice every mistake that is put into the AMD-Vi driver",
+        long: true,
+        work: |job| all_mutants(job, Driver::Amd),
     },
 ];
 
@@ -292,9 +298,9 @@ fn packages(job: &Job<'_>) -> Result<Tally> {
     Ok(passed(LIBRARIES.len() as u64))
 }
 
-fn all_mutants(job: &Job<'_>) -> Result<Tally> {
+fn all_mutants(job: &Job<'_>, driver: Driver) -> Result<Tally> {
     let mut tally = Tally::default();
-    let result = mutants::run(&paths::workspace(), None, |outcome| {
+    let result = mutants::run(&paths::workspace(), driver, |outcome| {
         if outcome.caught() {
             tally.passed += 1;
         } else {
