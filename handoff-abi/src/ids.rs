@@ -1,6 +1,7 @@
 //! The names of the things that have owners, and of the owners.
 
 use core::fmt;
+use core::mem::{offset_of, size_of};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -190,6 +191,12 @@ impl fmt::Display for Owner {
         }
     }
 }
+
+const _: () = {
+    assert!(size_of::<PciFunction>() == 4);
+    assert!(offset_of!(PciFunction, segment) == 0);
+    assert!(offset_of!(PciFunction, requester) == 2);
+};
 
 #[cfg(test)]
 mod tests {

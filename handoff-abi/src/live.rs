@@ -60,7 +60,7 @@ pub enum Phase {
 
 /// The word of a ledger slot: owner, next owner and phase in one atomic value.
 ///
-/// Bits 2:0 phase; 27:4 owner and 51:28 next owner, each with its kind in the upper 8 bits and its
+/// Bits 3:0 phase; 27:4 owner and 51:28 next owner, each with its kind in the upper 8 bits and its
 /// number in the lower 16; 63:52 the low bits of the epoch in which it was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -342,9 +342,12 @@ const _: () = {
     assert!(offset_of!(PartitionStatus, features) == 24);
     assert!(offset_of!(PartitionStatus, detail) == 32);
     assert!(offset_of!(PartitionStatus, since) == 40);
+    assert!(offset_of!(PartitionStatus, reserved) == 48);
     assert!(size_of::<Mailbox>() == 1152);
     assert!(offset_of!(Mailbox, head) == 0);
+    assert!(offset_of!(Mailbox, reserved) == 4);
     assert!(offset_of!(Mailbox, tail) == 64);
+    assert!(offset_of!(Mailbox, reserved_too) == 68);
     assert!(offset_of!(Mailbox, slots) == 128);
     assert!(offset_of!(Exchange, status) == 0);
     assert!(offset_of!(Exchange, mailboxes) == 512);

@@ -1,6 +1,7 @@
 //! Versions of the wire format, and features within one.
 
 use core::fmt;
+use core::mem::{offset_of, size_of};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -33,8 +34,8 @@ pub struct AbiVersion {
 impl AbiVersion {
     /// The first version: the header of 72 bytes.
     pub const V0_1: Self = Self { major: 0, minor: 1 };
-    /// Appends [`Header::swaps`](crate::Header) and adds the record
-    /// [`kind::HISTORY`](crate::kind::HISTORY).
+    /// Appends [`Header::swaps`](crate::Header) and adds the records
+    /// [`kind::HISTORY`](crate::kind::HISTORY) and [`kind::AMD_VI_UNIT`](crate::kind::AMD_VI_UNIT).
     pub const V0_2: Self = Self { major: 0, minor: 2 };
     /// The newest version that this crate writes.
     pub const NEWEST: Self = Self::V0_2;
@@ -110,12 +111,29 @@ pub struct Speaks {
 }
 
 impl Speaks {
+    /// Every version that this crate knows.
+    #[must_use]
+    pub const fn every_version(features: Features) -> Self {
+        Self {
+            newest: AbiVersion::NEWEST,
+            oldest: AbiVersion::OLDEST,
+            features,
+        }
+    }
+
     /// Whether it reads `version`.
     #[must_use]
     pub fn reads(&self, version: AbiVersion) -> bool {
         version.major == self.newest.major && version >= self.oldest && version <= self.newest
     }
 }
+
+const _: () = {
+    assert!(size_of::<AbiVersion>() == 4);
+    assert!(offset_of!(AbiVersion, major) == 0);
+    assert!(offset_of!(AbiVersion, minor) == 2);
+    assert!(size_of::<Features>() == 8);
+};
 
 #[cfg(test)]
 mod tests {

@@ -60,6 +60,32 @@ pub struct Envelope {
     pub swaps: u64,
 }
 
+impl Envelope {
+    /// The envelope of a first handoff, in the newest version: nobody can do or needs more than the
+    /// version has.
+    #[must_use]
+    pub const fn new(writer: PartitionId, reader: PartitionId, self_address: PhysAddr) -> Self {
+        Self {
+            version: AbiVersion::NEWEST,
+            self_address,
+            features: Features::empty(),
+            required: Features::empty(),
+            epoch: 1,
+            writer,
+            reader,
+            swaps: 0,
+        }
+    }
+}
+
+/// The version that a kind of record came with. What this crate does not know is the caller's.
+const fn first_version_with(of: u32) -> AbiVersion {
+    match of {
+        kind::HISTORY | kind::AMD_VI_UNIT => AbiVersion::V0_2,
+        _ => AbiVersion::OLDEST,
+    }
+}
+
 /// Writes a handoff into a buffer, which is copied to its place when it is finished.
 #[derive(Debug)]
 pub struct Writer<'a> {
@@ -94,8 +120,9 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Appends a record that a reader must understand. A record that the handoff's version does
-    /// not have is left out, and the reader does without it.
+    /// Appends a record that a reader must understand. One that the handoff's version does not
+    /// have is written all the same: a reader of that version refuses the handoff by the record's
+    /// kind, which is better than to do without what it must know.
     ///
     /// # Errors
     /// Where the buffer is full.
@@ -103,7 +130,8 @@ impl<'a> Writer<'a> {
         self.append(R::KIND, RecordHeader::CRITICAL, record.as_bytes())
     }
 
-    /// Appends a record that a reader may skip.
+    /// Appends a record that a reader may skip. One that the handoff's version does not have is
+    /// left out.
     ///
     /// # Errors
     /// Where the buffer is full.
@@ -116,7 +144,8 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// Where the buffer is full.
     pub fn append(&mut self, of: u32, flags: u32, payload: &[u8]) -> Result<(), WriteError> {
-        if of == kind::HISTORY && self.envelope.version < AbiVersion::V0_2 {
+        let critical = flags & RecordHeader::CRITICAL != 0;
+        if !critical && self.envelope.version < first_version_with(of) {
             return Ok(());
         }
         let have = self.buffer.len();

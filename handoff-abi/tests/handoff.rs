@@ -111,6 +111,26 @@ fn version_0_1_has_neither_the_swap_count_nor_the_history() {
 }
 
 #[test]
+fn a_record_of_a_later_version_is_left_out_only_where_a_reader_may_skip_it() {
+    let later = [kind::HISTORY, kind::AMD_VI_UNIT];
+    for (version, flags, expected) in [
+        (AbiVersion::V0_1, 0, &later[..0]),
+        (AbiVersion::V0_1, RecordHeader::CRITICAL, &later[..]),
+        (AbiVersion::V0_2, 0, &later[..]),
+        (AbiVersion::V0_2, RecordHeader::CRITICAL, &later[..]),
+    ] {
+        let blob = write(version, |writer| {
+            for of in later {
+                writer.append(of, flags, &[0; 1136]).unwrap();
+            }
+        });
+        let handoff = Handoff::parse(&blob, AT, &SPEAKS).unwrap();
+        let kinds: Vec<_> = handoff.raw_records().map(|raw| raw.header.kind).collect();
+        assert_eq!(kinds, expected, "{version}, flags {flags}");
+    }
+}
+
+#[test]
 fn an_older_reader_refuses_a_newer_version_by_name() {
     let older = Speaks {
         newest: AbiVersion::V0_1,

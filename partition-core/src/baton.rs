@@ -20,6 +20,20 @@ pub struct Sizes {
     pub iommu: u64,
 }
 
+impl Sizes {
+    /// The same number of pages for each part.
+    #[must_use]
+    pub const fn pages(count: u32) -> Self {
+        let bytes = count as u64 * FRAME_SIZE;
+        Self {
+            handoff: bytes,
+            capture: bytes,
+            filtered: bytes,
+            iommu: bytes,
+        }
+    }
+}
+
 /// Why there is no baton.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]

@@ -11,7 +11,6 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,9 +18,6 @@ use std::time::{Duration, Instant};
 const CRATES: [&str; 3] = ["handoff-abi", "iommu", "iommu/model"];
 /// What the names of AMD-Vi's mutants begin with.
 const AMD: &str = "amd-";
-/// How many mutants are tried at a time, each in a workspace of its own. Most of the time goes into
-/// compiling, which uses one processor.
-const WORKERS: usize = 2;
 /// The longest a run of the tests may take. A mutant that hangs them is caught by that.
 const LIMIT: Duration = Duration::from_secs(300);
 /// The longest a build may take. Nothing is learnt from a build that takes longer.
@@ -136,17 +132,25 @@ impl Driver {
     }
 }
 
-/// Runs all mutants of a driver. `root` is the repository; `progress` is told of each as it is done.
+/// Runs the mutants of a driver: all, or of each pair of neighbours one. `root` is the repository,
+/// `target` where cargo builds what both have in common, and `progress` is told of each as it is
+/// done.
 ///
 /// # Errors
 /// See [`Error`]. All mutants are tried before [`Error::Failed`] is given.
 pub(crate) fn run(
     root: &Path,
+    target: &Path,
     driver: Driver,
-    progress: impl FnMut(&Outcome) + Send,
+    all: bool,
+    mut progress: impl FnMut(&Outcome),
 ) -> Result<Vec<Outcome>, Error> {
     let mut mutants = Mutant::all(&root.join("iommu/mutants"))?;
     mutants.retain(|mutant| driver.owns(mutant));
+    if !all {
+        let mut keep = [true, false].into_iter().cycle();
+        mutants.retain(|_| keep.next() == Some(true));
+    }
     if mutants.is_empty() {
         return Err(Error::NoMutants);
     }
@@ -156,60 +160,35 @@ pub(crate) fn run(
     let path = base.join("lock");
     let lock = fs::File::create(&path).map_err(at(&path))?;
     lock.lock().map_err(at(&path))?;
-    let (mutants, progress) = (Mutex::new(mutants), Mutex::new(progress));
-    let worker = |number: usize| -> Result<Vec<Outcome>, Error> {
-        let workspace = Workspace::copy(root, &base.join(format!("worker-{number}")), driver)?;
-        match workspace.test()? {
-            Verdict::Survived => {}
-            other => {
-                let outcome = Outcome {
-                    name: "no mutant".into(),
-                    breaks: "nothing".into(),
-                    verdict: other,
-                };
-                return Err(Error::Baseline(outcome.to_string()));
-            }
-        }
-        let mut outcomes = Vec::new();
-        while let Some(mutant) = locked(&mutants).pop() {
-            let verdict = workspace.with(&mutant)?;
+    let workspace = Workspace::copy(root, &base, target, driver)?;
+    match workspace.test()? {
+        Verdict::Survived => {}
+        other => {
             let outcome = Outcome {
-                name: mutant.name,
-                breaks: mutant.breaks,
-                verdict,
+                name: "no mutant".into(),
+                breaks: "nothing".into(),
+                verdict: other,
             };
-            locked(&progress)(&outcome);
-            outcomes.push(outcome);
+            return Err(Error::Baseline(outcome.to_string()));
         }
-        Ok(outcomes)
-    };
-    let results: Vec<_> = thread::scope(|scope| {
-        let worker = &worker;
-        let workers: Vec<_> = (1..=WORKERS)
-            .map(|number| scope.spawn(move || worker(number)))
-            .collect();
-        let results = workers.into_iter().map(|one| match one.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        results.collect()
-    });
-    let mut outcomes = Vec::new();
-    for result in results {
-        outcomes.extend(result?);
     }
-    outcomes.sort_by(|one, other| one.name.cmp(&other.name));
+    let mut outcomes = Vec::new();
+    for mutant in mutants {
+        let verdict = workspace.with(&mutant)?;
+        let outcome = Outcome {
+            name: mutant.name,
+            breaks: mutant.breaks,
+            verdict,
+        };
+        progress(&outcome);
+        outcomes.push(outcome);
+    }
     let failed: Vec<_> = outcomes.iter().filter(|o| !o.caught()).cloned().collect();
     if failed.is_empty() {
         Ok(outcomes)
     } else {
         Err(Error::Failed(failed))
     }
-}
-
-/// What a lock guards is whole even where another thread panicked.
-fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A mistake to make.
@@ -269,12 +248,13 @@ impl Mutant {
 /// The copy that mutants are applied to.
 struct Workspace {
     root: PathBuf,
+    base: PathBuf,
     target: PathBuf,
     driver: Driver,
 }
 
 impl Workspace {
-    fn copy(from: &Path, base: &Path, driver: Driver) -> Result<Self, Error> {
+    fn copy(from: &Path, base: &Path, target: &Path, driver: Driver) -> Result<Self, Error> {
         let root = base.join("workspace");
         if root.exists() {
             fs::remove_dir_all(&root).map_err(at(&root))?;
@@ -290,7 +270,8 @@ impl Workspace {
         fs::write(&path, reduced_manifest(&text)).map_err(at(&path))?;
         Ok(Self {
             root,
-            target: base.join("build"),
+            base: base.to_path_buf(),
+            target: target.to_path_buf(),
             driver,
         })
     }
@@ -350,7 +331,7 @@ impl Workspace {
         what: &str,
         limit: Duration,
     ) -> Result<(Option<ExitStatus>, String), Error> {
-        let log = self.target.with_file_name(format!("{what}.log"));
+        let log = self.base.join(format!("{what}.log"));
         let out = fs::File::create(&log).map_err(at(&log))?;
         let err = out.try_clone().map_err(at(&log))?;
         let mut child = command
@@ -405,21 +386,21 @@ fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// The root manifest with only the crates that are copied, built for quick turns.
+/// The root manifest with only the crates that are copied. The profiles stay, so that dependencies
+/// which are built already serve here too.
 fn reduced_manifest(text: &str) -> String {
     let members: String = CRATES.iter().map(|c| format!("    \"{c}\",\n")).collect();
     let mut out = format!("[workspace]\nresolver = \"3\"\nmembers = [\n{members}]\n");
     let mut keep = false;
     for line in text.lines() {
         if line.starts_with('[') {
-            keep = line != "[workspace]" && !line.starts_with("[profile");
+            keep = line != "[workspace]";
         }
         if keep {
             out.push_str(line);
             out.push('\n');
         }
     }
-    out.push_str("[profile.dev]\nopt-level = 1\ndebug = 0\n");
     out
 }
 
@@ -462,6 +443,6 @@ mod tests {
         let reduced = reduced_manifest(text);
         assert!(reduced.contains("[workspace.package]\nversion = \"1\""));
         assert!(!reduced.contains("exclude") && !reduced.contains("\"x\""));
-        assert!(!reduced.contains("abort"));
+        assert!(reduced.contains("abort"));
     }
 }

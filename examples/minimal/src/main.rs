@@ -28,14 +28,7 @@ const PRIME: PartitionId = PartitionId(1);
 const SUCCESSOR: PartitionId = PartitionId(2);
 const CPU_0: ApicId = ApicId(0);
 const CPU_1: ApicId = ApicId(1);
-const NONE: Features = Features::empty();
-const NEWEST: AbiVersion = AbiVersion::NEWEST;
-const OLDEST: AbiVersion = AbiVersion::OLDEST;
-const SPEAKS: Speaks = Speaks {
-    newest: NEWEST,
-    oldest: OLDEST,
-    features: NONE,
-};
+const SPEAKS: Speaks = Speaks::every_version(Features::empty());
 /// Memory that a real kernel takes from the firmware's map: everything is identity mapped here.
 const BATON: PhysAddr = PhysAddr(0x100_0000);
 const TRAMPOLINE: PhysAddr = PhysAddr(0x8000);
@@ -103,13 +96,7 @@ fn start_at(entry: extern "C" fn(u64) -> !, argument: u64) -> StartState {
 
 extern "C" fn prime() -> ! {
     let room = PhysRange::new(BATON, 0x10_0000).unwrap();
-    let sizes = Sizes {
-        handoff: 4096,
-        capture: 4096,
-        filtered: 4096,
-        iommu: 4096,
-    };
-    let baton = Baton::lay_out(room, &sizes).unwrap();
+    let baton = Baton::lay_out(room, &Sizes::pages(1)).unwrap();
 
     // Who owns what: two processors, and the workload.
     let mut steward = Steward::format(shared(baton.ledger.base()), PRIME);
@@ -126,22 +113,12 @@ extern "C" fn prime() -> ! {
 
     // The handoff: what the successor has to know.
     let place = baton.handoff.base();
-    let envelope = Envelope {
-        version: NEWEST,
-        self_address: place,
-        features: NONE,
-        required: NONE,
-        epoch: 1,
-        writer: PRIME,
-        reader: SUCCESSOR,
-        swaps: 0,
-    };
     let mut buffer = [0; 1024];
+    let envelope = Envelope::new(PRIME, SUCCESSOR, place);
     let mut writer = Writer::new(&mut buffer, envelope).unwrap();
-    baton
-        .extents()
-        .iter()
-        .for_each(|extent| writer.critical(extent).unwrap());
+    for extent in baton.extents() {
+        writer.critical(&extent).unwrap();
+    }
     let blob = writer.finish();
     // SAFETY: the extent is a page, the blob at most 1 KiB on this stack.
     unsafe { at(place).copy_from_nonoverlapping(NonNull::from(blob).cast(), blob.len()) };
@@ -151,12 +128,9 @@ extern "C" fn prime() -> ! {
     let own = OwnStatus::new(exchange, PRIME).unwrap();
     let mut watch = Watch::prepare(exchange, SUCCESSOR).unwrap();
     let (state, mut clock) = (start_at(successor, place.0), Clock(0));
+    let mut page = page.unwrap();
     // SAFETY: all of memory is mapped by the page table, and the stack is new.
-    unsafe {
-        page.unwrap()
-            .start(CPU_1, &state, &area, &mut apic(), &mut clock)
-    }
-    .unwrap();
+    unsafe { page.start(CPU_1, &state, &area, &mut apic(), &mut clock) }.unwrap();
     watch.wait(state::READY, PATIENCE, &mut clock).unwrap();
     say(format_args!("prime: the successor is ready"));
 
@@ -178,10 +152,8 @@ extern "C" fn successor(handoff: u64) -> ! {
     let handoff = Handoff::parse(&copy, place, &SPEAKS).unwrap();
     let baton = Baton::find(&handoff).unwrap();
     let ledger = shared(baton.ledger.base());
-    let (view, exchange) = (
-        LedgerView::new(ledger).unwrap(),
-        shared(baton.exchange.base()),
-    );
+    let view = LedgerView::new(ledger).unwrap();
+    let exchange = shared(baton.exchange.base());
     let own = OwnStatus::arrive(exchange, view, handoff.header(), CPU_1).unwrap();
     for state in [state::ENTERED, state::NEGOTIATED, state::READY] {
         own.enter(state, now());
@@ -195,16 +167,13 @@ extern "C" fn successor(handoff: u64) -> ! {
     say(format_args!("successor: serving, the counter is {value}"));
 
     // The prime's processor, and everything else it had.
-    let (mut steward, me) = (
-        Steward::take_up(ledger, SUCCESSOR).unwrap(),
-        Owner::Partition(SUCCESSOR),
-    );
+    let mut steward = Steward::take_up(ledger, SUCCESSOR).unwrap();
+    let me = Owner::Partition(SUCCESSOR);
     let park = baton.park.base();
     // SAFETY: the prime made the area, and it is identity mapped here too.
     let area = unsafe { ParkArea::adopt(at(park), park) }.unwrap();
-    steward
-        .release_cpu(area.confirm(CPU_0, PATIENCE, &mut clock).unwrap(), me)
-        .unwrap();
+    let stopped = area.confirm(CPU_0, PATIENCE, &mut clock).unwrap();
+    steward.release_cpu(stopped, me).unwrap();
     steward.inherit(PRIME, me).unwrap();
     let state = start_at(worker, 0);
     // SAFETY: the page table maps everything, and the stack is new.
@@ -218,10 +187,8 @@ extern "C" fn worker(_: u64) -> ! {
 }
 
 fn halt() -> ! {
-    loop {
-        // SAFETY: HLT at privilege level 0 only waits.
-        unsafe { asm!("hlt", options(nomem, nostack)) };
-    }
+    // SAFETY: it never returns, and HLT at privilege level 0 only waits.
+    unsafe { asm!("2:", "hlt", "jmp 2b", options(noreturn)) };
 }
 
 #[panic_handler]

@@ -19,6 +19,7 @@ fn device_table(fence: &AmdFence) -> (u64, u64) {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn an_unfenced_device_reaches_everything_and_after_enable_nothing() {
     let machine = AmdMachine::start(1);
     let edu = machine.edus()[0].clone();
@@ -30,6 +31,7 @@ fn an_unfenced_device_reaches_everything_and_after_enable_nothing() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn every_one_of_the_65536_device_table_entries_denies_memory_and_interrupts() {
     let fence = AmdFence::new(1);
     let (table, frames) = device_table(&fence);
@@ -46,6 +48,7 @@ fn every_one_of_the_65536_device_table_entries_denies_memory_and_interrupts() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_device_reaches_its_domain_and_nothing_else() {
     let mut fence = AmdFence::new(2);
     fence.attach(0, id(1));
@@ -75,6 +78,7 @@ fn a_device_reaches_its_domain_and_nothing_else() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_device_cannot_reach_another_devices_registers() {
     let mut fence = AmdFence::new(2);
     fence.attach(0, id(1));
@@ -87,6 +91,7 @@ fn a_device_cannot_reach_another_devices_registers() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn rights_and_leaf_sizes_are_kept() {
     let mut fence = AmdFence::new(1);
     fence.attach(0, id(1));
@@ -125,6 +130,7 @@ fn rights_and_leaf_sizes_are_kept() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn what_is_unmapped_stays_reachable_until_the_flush_and_not_after() {
     let mut fence = AmdFence::new(1);
     fence.attach(0, id(1));
@@ -137,6 +143,7 @@ fn what_is_unmapped_stays_reachable_until_the_flush_and_not_after() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_blocked_device_reaches_nothing_and_can_be_attached_again() {
     let mut fence = AmdFence::new(1);
     fence.attach(0, id(1));
@@ -150,6 +157,7 @@ fn a_blocked_device_reaches_nothing_and_can_be_attached_again() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_batch_of_devices_moves_with_two_batches_of_commands_however_many_they_are() {
     let mut fence = AmdFence::new(10);
     let devices: Vec<RequesterId> = (0..10).map(|i| fence.edu(i).requester()).collect();
@@ -182,6 +190,7 @@ fn a_batch_of_devices_moves_with_two_batches_of_commands_however_many_they_are()
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn the_command_buffer_wraps() {
     let mut fence = AmdFence::new(1);
     let requester = fence.edu(0).requester();
@@ -209,6 +218,7 @@ fn with_format(devices: usize, interrupt_format: InterruptFormat) -> AmdFence {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_devices_own_entry_delivers_where_it_says_in_either_format() {
     for format in FORMATS {
         let mut fence = with_format(2, format);
@@ -240,6 +250,7 @@ fn message(address: u64, data: u32) -> InterruptMessage {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn no_message_of_a_device_without_entries_is_an_interrupt() {
     let fence = AmdFence::new(1);
     let mut trace = fence.machine.bus().trace();
@@ -253,6 +264,7 @@ fn no_message_of_a_device_without_entries_is_an_interrupt() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_kernel_that_knows_nothing_of_the_fence_reaches_its_own_processor_alone() {
     for format in FORMATS {
         let mut fence = with_format(2, format);
@@ -306,6 +318,7 @@ fn a_kernel_that_knows_nothing_of_the_fence_reaches_its_own_processor_alone() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_dma_write_to_interrupt_addresses_raises_nothing() {
     let mut fence = AmdFence::new(1);
     fence.attach(0, id(1));
@@ -325,6 +338,7 @@ fn a_dma_write_to_interrupt_addresses_raises_nothing() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn a_prepared_switch_costs_the_same_however_many_devices_there_are() {
     let machine = AmdMachine::start(2);
     let (mut driver, observer) = machine.driver(machine.config()).unwrap();
@@ -383,6 +397,7 @@ fn a_prepared_switch_costs_the_same_however_many_devices_there_are() {
 }
 
 #[test]
+#[ignore = "long: a whole device table goes through the socket (cargo xtask test --full)"]
 fn the_next_steward_takes_over_without_a_gap() {
     for format in FORMATS {
         let mut fence = with_format(2, format);

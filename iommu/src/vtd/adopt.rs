@@ -579,10 +579,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let (frame, status) = (self.queue.frame(), self.queue.status());
         self.tables.store_and_publish(status, state.sequence.into());
         self.queue = Queue::running(frame, status, slot, state.sequence);
-        // An error that the old steward left would keep the queue from running out.
-        self.queue.recover(&mut self.hardware, &mut self.tables)?;
-        self.hardware
-            .poll64(Register::InvalidationQueueHead, |head| head == tail)?;
+        self.queue
+            .run_out(&mut self.hardware, &mut self.tables, tail)?;
         self.invalidate_everything()?;
         Ok(())
     }

@@ -296,6 +296,26 @@ impl Queue {
         }
     }
 
+    /// Waits until the unit has fetched everything up to `tail`, over errors that are there already
+    /// and those that come on the way.
+    pub(super) fn run_out<R: RegisterIo, M: TableMemory, C: Deadline>(
+        &mut self,
+        hardware: &mut Hardware<R, C>,
+        tables: &mut Tables<M>,
+        tail: u64,
+    ) -> Result<(), RegisterError> {
+        self.recover(hardware, tables)?;
+        let mut attempts = Self::ATTEMPTS;
+        loop {
+            let polled = hardware.poll64(Register::InvalidationQueueHead, |head| head == tail);
+            let Err(error) = polled else { return Ok(()) };
+            attempts -= 1;
+            if self.recover(hardware, tables)?.is_none() || attempts == 0 {
+                return Err(error);
+            }
+        }
+    }
+
     /// Makes the unit go on after an error. A descriptor it stopped at (IQE) is replaced by a wait
     /// that writes to a place nobody reads. No wait that is under way counts any more. `None`
     /// where the unit reports no error.

@@ -422,6 +422,22 @@ fn an_error_pending_in_the_queue_is_repaired_at_takeover() {
 }
 
 #[test]
+fn a_second_error_behind_the_first_is_repaired_at_takeover_too() {
+    let model = UnitConfig::default();
+    let (mut rig, _) = running(Schedule::Lazy, &model);
+    let pending = rig.units[0].block(OTHER);
+    rig.machine.inject(0, Injection::QueueErrors(1));
+    drop(rig.units[0].submit(pending).unwrap());
+    rig.machine.inject(0, Injection::TimeOuts(1));
+    let state = rig.units[0].record().unwrap();
+    let machine = rig.machine.clone();
+    rig.units[0] = adopt(&machine, 0, &model, &state, |_| true).unwrap();
+    assert_eq!(rig.write(OTHER, B_BASE), Err(Reason::ContextNotPresent));
+    rig.attach(OTHER, A);
+    rig.sound();
+}
+
+#[test]
 fn a_queue_that_stands_still_is_not_taken_over() {
     let model = UnitConfig::default();
     let (rig, state) = running(Schedule::Lazy, &model);

@@ -202,7 +202,7 @@ fn a_queue_that_cannot_be_one_is_refused_before_anything_is_written() {
     for address in [
         QUEUE | 1 << 11,
         tables + 0x10_0000,
-        tables - 4096 | 1,
+        (tables - 4096) | 1,
         1 << 50,
     ] {
         let mut rig = left(&UnitConfig::default(), Schedule::Lazy, 0, 4, false);

@@ -60,6 +60,14 @@ pub(crate) const KERNELS: [Recipe; 3] = [
     },
 ];
 
+/// The minimal embedding, which is no kernel of the demo.
+pub(crate) const MINIMAL: Recipe = Recipe {
+    name: "minimal",
+    package: "minimal",
+    opt_level: "3",
+    flags: &[],
+};
+
 /// The images, built.
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
@@ -70,9 +78,14 @@ pub(crate) struct Images {
 }
 
 impl Images {
+    /// Where the image called `name` is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.first.with_file_name(name)
+    }
+
     /// The whole image called `name`.
     pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let path = self.first.with_file_name(name);
+        let path = self.path(name);
         fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 }

@@ -85,15 +85,27 @@ pub(super) const ALL: &[Check] = &[
     },
     Check {
         name: "mutants",
-        about: "the tests notice every mistake that is put into the VT-d driver",
+        about: "the tests notice every second mistake that can be put into the VT-d driver",
         long: false,
-        work: |job| all_mutants(job, Driver::Vtd),
+        work: |job| try_mutants(job, Driver::Vtd, false),
+    },
+    Check {
+        name: "amd-qtest",
+        about: "the AMD-Vi driver drives the unit that QEMU emulates",
+        long: true,
+        work: amd_qtest,
+    },
+    Check {
+        name: "all-mutants",
+        about: "the tests notice every mistake that is put into the VT-d driver",
+        long: true,
+        work: |job| try_mutants(job, Driver::Vtd, true),
     },
     Check {
         name: "amd-mutants",
         about: "the tests notice every mistake that is put into the AMD-Vi driver",
         long: true,
-        work: |job| all_mutants(job, Driver::Amd),
+        work: |job| try_mutants(job, Driver::Amd, true),
     },
 ];
 
@@ -224,11 +236,22 @@ fn documentation(job: &Job<'_>) -> Result<Tally> {
 }
 
 fn host_tests(job: &Job<'_>) -> Result<Tally> {
-    let log = job.logs.join("host-tests.log");
-    let run = host(job.toolchain.cargo("test"))
-        .arguments(["--no-fail-fast"])
-        .log(&log)
-        .deadline(Duration::from_secs(12 * 60));
+    let run = host(job.toolchain.cargo("test"));
+    cargo_tests(job, run.arguments(["--no-fail-fast"]))
+}
+
+fn amd_qtest(job: &Job<'_>) -> Result<Tally> {
+    let run = job.toolchain.cargo("test");
+    let only = ["--package", "iommu-qtest", "--test", "amd"];
+    cargo_tests(
+        job,
+        run.arguments(only).arguments(["--", "--include-ignored"]),
+    )
+}
+
+fn cargo_tests(job: &Job<'_>, run: Run) -> Result<Tally> {
+    let log = job.logs.join(format!("{}.log", job.name));
+    let run = run.log(&log).deadline(Duration::from_secs(12 * 60));
     let mut tally = Tally::default();
     let finished = run.finish(|line| {
         if let Some((passed, failed)) = test_result(line) {
@@ -298,17 +321,23 @@ fn packages(job: &Job<'_>) -> Result<Tally> {
     Ok(passed(LIBRARIES.len() as u64))
 }
 
-fn all_mutants(job: &Job<'_>, driver: Driver) -> Result<Tally> {
+fn try_mutants(job: &Job<'_>, driver: Driver, all: bool) -> Result<Tally> {
     let mut tally = Tally::default();
-    let result = mutants::run(&paths::workspace(), driver, |outcome| {
-        if outcome.caught() {
-            tally.passed += 1;
-        } else {
-            tally.failed += 1;
-            job.screen.detail(&outcome.to_string());
-        }
-        job.step.progress(&outcome.name);
-    });
+    let result = mutants::run(
+        &paths::workspace(),
+        &paths::target(),
+        driver,
+        all,
+        |outcome| {
+            if outcome.caught() {
+                tally.passed += 1;
+            } else {
+                tally.failed += 1;
+                job.screen.detail(&outcome.to_string());
+            }
+            job.step.progress(&outcome.name);
+        },
+    );
     match result {
         Ok(_) | Err(mutants::Error::Failed(_)) => Ok(tally),
         Err(error) => Err(error.into()),

@@ -84,7 +84,8 @@ pub(crate) fn run(options: &TestOptions, toolchain: &Toolchain, screen: &Screen)
         .collect();
     if !wanted.is_empty() {
         screen.heading("Scenarios");
-        match build::run(toolchain, &build::KERNELS, screen) {
+        let recipes = [&build::KERNELS[..], &[build::MINIMAL]].concat();
+        match build::run(toolchain, &recipes, screen) {
             Ok(images) => {
                 for scenario in wanted {
                     let since = Instant::now();

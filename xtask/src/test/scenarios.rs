@@ -43,6 +43,13 @@ pub(super) const ALL: &[Scenario] = &[
         work: serve,
     },
     Scenario {
+        name: "minimal",
+        about: "the minimal embedding hands its workload over and has both processors at the end",
+        long: false,
+        limit: 60,
+        work: minimal,
+    },
+    Scenario {
         name: "bad-plans",
         about: "plans that cannot be are refused with a reason, and nothing is touched",
         long: false,
@@ -311,6 +318,31 @@ const RULES: &[(&str, &str)] = &[
     ("registers", "memory-missing"),
     ("firmware", "memory-firmware"),
 ];
+
+/// The embedding that authors copy: all that it does is seen on its console.
+fn minimal(context: &Context) -> Result<()> {
+    let mut options = MachineOptions::demo(&context.images.path("minimal.elf"), None);
+    options.cpus = 2;
+    let silent: Watcher = Arc::new(|_, _| ());
+    let mut machine = Machine::start(&options, &context.directory.join("machine"), &silent)?;
+    machine.run()?;
+    let mut said = Vec::new();
+    for expected in [
+        "prime: the successor is ready",
+        "prime: commit",
+        "successor: serving, the counter is 42",
+        "successor: processor 0 works for me",
+    ] {
+        let line = machine.consoles[0].next_line(Duration::from_secs(20))?;
+        said.extend(line.map(|line| line.text));
+        ensure!(
+            said.last().is_some_and(|last| last == expected),
+            "it said {said:?} and not `{expected}`"
+        );
+    }
+    ensure!(machine.resets() == 0, "the machine was reset");
+    machine.quit().map(drop)
+}
 
 fn bad_plans(context: &Context) -> Result<()> {
     let mut session = context.boot("machine", &context.machine(), 2)?;
