@@ -1,7 +1,7 @@
 //! Inputs to begin with, in the grammar of the targets, written by hand from the specifications;
 //! and a few rounds of damage to them, for a run without a fuzzer.
 
-use crate::{firmware, smaller, tables};
+use crate::{firmware, kernel, smaller, tables};
 
 /// An entry in the grammar of the tables: right length.
 fn entry(kind: u8, content: &[u8]) -> Vec<u8> {
@@ -257,8 +257,8 @@ fn partition_seeds() -> Vec<Vec<u8>> {
 /// A target: its name, what it does, and its seeds.
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
-/// All targets of `acpi-capture`.
-pub const TARGETS: [Target; 8] = [
+/// All targets.
+pub const TARGETS: [Target; 12] = [
     ("acpi_table", tables::table, table_seeds),
     ("ivrs", tables::ivrs_in_any_order, ivrs_seeds),
     ("smbios", firmware::smbios, smbios_seeds),
@@ -267,6 +267,10 @@ pub const TARGETS: [Target; 8] = [
     ("capture", firmware::capture, capture_seeds),
     ("capture_blob", firmware::capture_blob, blob_seeds),
     ("partition", smaller::partition, partition_seeds),
+    ("handoff", kernel::handoff, kernel::handoff_seeds),
+    ("image", kernel::image, kernel::image_seeds),
+    ("ledger", kernel::ledger, kernel::ledger_seeds),
+    ("mailbox", kernel::mailbox, kernel::mailbox_seeds),
 ];
 
 /// Numbers that look random and are the same each time (xorshift).

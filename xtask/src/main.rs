@@ -3,11 +3,14 @@
 mod baseline;
 mod bench;
 mod build;
+mod capture;
 mod client;
 mod console;
 mod demo;
 mod event;
+mod fuzz;
 mod holes;
+mod inspect;
 mod machine;
 mod mutants;
 mod paths;
@@ -57,6 +60,12 @@ enum Command {
         /// Where the picture goes.
         to: PathBuf,
     },
+    /// Show what firmware tables, captures, memory maps and handoffs say, and what is wrong with them.
+    Inspect(inspect::Options),
+    /// Take this machine's own firmware tables into one file (Linux, as root).
+    Capture(capture::CaptureOptions),
+    /// Run all fuzz targets in turn, and fail on a finding.
+    Fuzz(fuzz::FuzzOptions),
     /// Swap a running kernel for another under a live network service, in an emulated machine.
     Demo(demo::DemoOptions),
 }
@@ -78,6 +87,9 @@ fn run(arguments: &Arguments, screen: &Screen) -> anyhow::Result<()> {
         Command::Picture { report, to } => {
             return picture::write(&Report::read(report)?, to);
         }
+        Command::Inspect(options) => return inspect::run(options),
+        Command::Capture(options) => return capture::run(options, screen),
+        Command::Fuzz(options) => return fuzz::run(options, screen),
         Command::Test(options) if options.list => {
             test::list();
             return Ok(());
@@ -86,7 +98,9 @@ fn run(arguments: &Arguments, screen: &Screen) -> anyhow::Result<()> {
     }
     let toolchain = setup::run(&arguments.setup, screen)?;
     match &arguments.command {
+        // These need nothing to be set up, and are done.
         Command::Setup | Command::Picture { .. } => {}
+        Command::Inspect(_) | Command::Capture(_) | Command::Fuzz(_) => {}
         Command::Build => {
             build::run(&toolchain, &build::KERNELS, screen)?;
         }

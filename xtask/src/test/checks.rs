@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::Tally;
+use crate::fuzz;
 use crate::mutants::{self, Driver};
 use crate::paths;
 use crate::process::Run;
@@ -82,6 +83,12 @@ pub(super) const ALL: &[Check] = &[
         about: "each library can be packaged",
         long: false,
         work: packages,
+    },
+    Check {
+        name: "fuzz-smoke",
+        about: "no fuzz target finds anything near its seeds",
+        long: false,
+        work: fuzz_smoke,
     },
     Check {
         name: "mutants",
@@ -319,6 +326,29 @@ fn packages(job: &Job<'_>) -> Result<Tally> {
         bail!("{made} packages are in {}", directory.display());
     }
     Ok(passed(LIBRARIES.len() as u64))
+}
+
+/// Every fuzz target on its seeds and on damaged ones, without a fuzzer and without C++.
+fn fuzz_smoke(job: &Job<'_>) -> Result<Tally> {
+    let run = job
+        .toolchain
+        .cargo("test")
+        .arguments(["--lib", "--no-default-features"])
+        .set("CARGO_TARGET_DIR", fuzz::target_directory())
+        .directory(paths::workspace().join("fuzz"));
+    let lines = job.logged(run, job.name)?;
+    let (passed, failed) = lines
+        .iter()
+        .find_map(|line| test_result(line))
+        .context("cargo test says nothing of its result")?;
+    if passed == 0 {
+        bail!("no test was run");
+    }
+    Ok(Tally {
+        passed,
+        failed,
+        ..Tally::default()
+    })
 }
 
 fn try_mutants(job: &Job<'_>, driver: Driver, all: bool) -> Result<Tally> {
