@@ -32,7 +32,7 @@ mod mark {
     pub(super) const RECLAIMED: u8 = 10;
 }
 
-/// The region of configuration space, of the IOMMU's registers and of its interrupt window.
+/// The regions of configuration space and of the IOMMU's registers.
 const CONFIGURATION: &str = "pcie-mmcfg-mmio";
 const IOMMU: &str = "intel_iommu";
 
@@ -233,7 +233,13 @@ fn cost(trace: &Trace, from: &Mark, to: &Mark, cpus: &[u32]) -> Cost {
         waits: sum(|executed| executed.waits),
         ..Cost::default()
     };
-    for (region, counts) in trace.accesses_in(&places, cpus) {
+    let accesses = trace.accesses_in(&places, cpus);
+    if accesses.contains_key(IOMMU) {
+        let fence = trace.fence_in(&places);
+        cost.invalidation_commands = fence.invalidation_commands;
+        cost.invalidation_waits = fence.waits;
+    }
+    for (region, counts) in accesses {
         let kind = match region {
             CONFIGURATION => &mut cost.config,
             "serial" | "acpi-tmr" | "ioport80" | "pci-conf-idx" | "pci-conf-data" => {
@@ -242,11 +248,6 @@ fn cost(trace: &Trace, from: &Mark, to: &Mark, cpus: &[u32]) -> Cost {
             _ => &mut cost.mmio,
         };
         kind.join(counts);
-    }
-    if trace.accesses_in(&places, cpus).contains_key(IOMMU) {
-        let fence = trace.fence_in(&places);
-        cost.invalidation_commands = fence.invalidation_commands;
-        cost.invalidation_waits = fence.waits;
     }
     cost
 }
