@@ -174,6 +174,12 @@ BATON_AT(baton_record, reserved, 12);
 #define BATON_PURPOSE_MODULES 8 /* The archive of kernel images. */
 #define BATON_PURPOSE_FILTERED 9 /* The filtered tables of the smaller machines. */
 
+/*
+ * The type of an entry of the memory map for what the loader filled: image, page tables and firmware
+ * tables. The reader's own, and not free; it may use what it does not need any more.
+ */
+#define BATON_MEMORY_LOADED UINT32_C(0xf0000001)
+
 /* A PCI function: bus in bits 15:8 of `requester`, device in 7:3, function in 2:0. */
 struct baton_pci_function {
 	uint16_t segment; /* The PCI segment group. */
@@ -209,7 +215,8 @@ BATON_AT(baton_cpu, acpi_uid, 4);
 struct baton_memory {
 	uint64_t base; /* The first byte. */
 	uint64_t length; /* Bytes. */
-	uint32_t kind; /* As in ACPI 6.5, table 15.5: 1 usable, 2 reserved, 3 ACPI, 4 ACPI NVS. */
+	uint32_t kind; /* As in ACPI 6.5, table 15.5: 1 usable, 2 reserved, 3 ACPI, 4 NVS; or
+			  BATON_MEMORY_LOADED. */
 	uint32_t reserved; /* Zero. */
 };
 BATON_SIZE(baton_memory, 24);
@@ -622,6 +629,29 @@ static inline uint64_t baton_stewardship_following(uint16_t holder, uint32_t epo
 #define BATON_MESSAGE_WORDS 8
 
 /*
+ * Kinds of messages, word 0. Words that a kind does not name are zero. Word 7 of a question is a number
+ * that its answer repeats. From 8000000000000000h on they are private to kernels that know each other.
+ */
+/* To the next owner of the workload: the commit is about to come. Word 1: hold after it (1) or not. */
+#define BATON_MESSAGE_EXPECT 1
+/*
+ * Back: a processor waits for the commit and does nothing else. Word 1: its APIC id. Word 2: the vector,
+ * 20h to FFh, that it wants the interrupts of the workload's devices with.
+ */
+#define BATON_MESSAGE_EXPECTING 2
+/* To the steward: drain the fault records of the remapping units, and say what they were. */
+#define BATON_MESSAGE_DRAIN 3
+/*
+ * Back. Word 1: how many there were. Of the first, word 2: the requester id; 3: the address; 4: the
+ * unit's code for the reason; 5: whether it was a write.
+ */
+#define BATON_MESSAGE_DRAINED 4
+/* To the next owner: the commit does not come; wait as before. */
+#define BATON_MESSAGE_STAND 5
+/* To the owner of the workload: hand it to the sender, which is in BATON_STATE_STANDBY. */
+#define BATON_MESSAGE_RETURN 6
+
+/*
  * What a partition says of itself; an allegation, like all that another kernel writes. Its owner
  * stores `since`, and with FAILED `failure` and `detail`, relaxed, and then `state` with release;
  * `version` relaxed and then `features` with release, before NEGOTIATED. A watcher loads `partition`
@@ -678,6 +708,59 @@ struct baton_exchange {
 BATON_SIZE(baton_exchange, 74240);
 BATON_AT(baton_exchange, status, 0);
 BATON_AT(baton_exchange, mailboxes, 512);
+
+/* ---- The park area ------------------------------------------------------------------------- */
+
+/* Bytes of the area, the place of its first slot, and how many slots there are. */
+#define BATON_PARK_AREA 36864
+#define BATON_PARK_FIRST 4096
+#define BATON_PARK_COUNT 64
+
+/* How far the processor of a slot has come. */
+#define BATON_PARK_STATE_EMPTY 0 /* Nobody is there. */
+#define BATON_PARK_STATE_ARRIVING 1 /* A processor is on its way; its kernel wrote that. */
+#define BATON_PARK_STATE_PARKED 2 /* It executes nothing but the area; it wrote that itself. */
+#define BATON_PARK_STATE_CLAIMED 3 /* Somebody wants it; it leaves at its next look. */
+#define BATON_PARK_STATE_LEFT 4 /* It has left as the claim asked; it wrote that itself. */
+
+/* A slot's word: the processor's APIC id in bits 63:32, its state in 31:0. */
+static inline uint32_t baton_park_state(uint64_t word)
+{
+	return (uint32_t)word;
+}
+static inline uint32_t baton_park_cpu(uint64_t word)
+{
+	return (uint32_t)(word >> 32);
+}
+static inline uint64_t baton_park_word(uint32_t cpu, uint32_t state)
+{
+	return (uint64_t)cpu << 32 | state;
+}
+
+/*
+ * One processor's slot. To claim a processor that is PARKED and belongs to the claimer: store where it
+ * is to go on (relaxed), change the word from PARKED to CLAIMED by compare and exchange, send the
+ * processor an NMI, and wait until it is LEFT. The page table maps the area at its physical address.
+ */
+struct baton_park_slot {
+	BATON_ATOMIC(uint64_t) word; /* Processor and state. */
+	BATON_ATOMIC(uint64_t) entry; /* Where it is to go on. */
+	BATON_ATOMIC(uint64_t) page_table; /* With which CR3. */
+	BATON_ATOMIC(uint64_t) stack; /* With which RSP. */
+	BATON_ATOMIC(uint64_t) argument; /* With which RDI. */
+	BATON_ATOMIC(uint32_t) nmi_count; /* NMIs taken while parked. */
+	BATON_ATOMIC(uint32_t) machine_check_count; /* Machine checks taken while parked. */
+	BATON_ATOMIC(uint64_t) stack_area[26]; /* The processor's stack while parked. */
+};
+BATON_SIZE(baton_park_slot, 256);
+BATON_AT(baton_park_slot, word, 0);
+BATON_AT(baton_park_slot, entry, 8);
+BATON_AT(baton_park_slot, page_table, 16);
+BATON_AT(baton_park_slot, stack, 24);
+BATON_AT(baton_park_slot, argument, 32);
+BATON_AT(baton_park_slot, nmi_count, 40);
+BATON_AT(baton_park_slot, machine_check_count, 44);
+BATON_AT(baton_park_slot, stack_area, 48);
 
 /* ---- The image's note ---------------------------------------------------------------------- */
 

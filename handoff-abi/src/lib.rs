@@ -32,12 +32,12 @@ pub use header::{Header, MAGIC, RecordHeader};
 pub use ids::{ApicId, DomainId, Owner, PartitionId, PciFunction, RequesterId, WorkloadId};
 pub use live::{
     Exchange, Ledger, LedgerSlot, LedgerWord, MAILBOX_SLOTS, MAX_PARTITIONS, Mailbox, Message,
-    PartitionStatus, Phase, Stewardship, resource, state,
+    ParkSlot, PartitionStatus, Phase, Stewardship, message, park_state, resource, state,
 };
 pub use read::{Handoff, HandoffError, MAX_LENGTH, RawRecord, stated_length};
 pub use records::{
     AmdViState, Clock, Console, Cpu, Domain, Ecam, Extent, Firmware, Function, History,
-    InterruptHandle, Memory, Platform, Record, VtdDomain, VtdUnit, Workload, kind, purpose,
+    InterruptHandle, Memory, Platform, Record, VtdDomain, VtdUnit, Workload, kind, memory, purpose,
 };
 pub use remapping::{
     AmdViUnit, DeviceScope, InterruptMessage, InterruptTarget, PathHop, ReservedRegion, ScopeKind,

@@ -5,7 +5,7 @@ use core::fmt;
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use crate::{Owner, PartitionId};
+use crate::{ApicId, FRAME_SIZE, Owner, PartitionId};
 
 /// What kind of thing a ledger slot is about; the meaning of its base and length follows.
 pub mod resource {
@@ -266,8 +266,31 @@ pub struct PartitionStatus {
 /// Messages that fit one mailbox: a power of two, so that the counts may wrap.
 pub const MAILBOX_SLOTS: usize = 16;
 
-/// A message: a kind, and seven words whose meaning follows from it.
+/// A message: a kind, and seven words whose meaning follows from it. Words that a kind does not name
+/// are zero.
 pub type Message = [u64; 8];
+
+/// Kinds of messages, the first word. The last word of a question is a number that its answer
+/// repeats, so that an answer which came too late is not taken for that of a later question.
+///
+/// Kinds from 8000_0000_0000_0000h on are private to kernels that know each other.
+pub mod message {
+    /// To the next owner of the workload: the commit is about to come. Word 1: whether to hold after
+    /// it, for an onlooker (1), or to serve at once (0). Word 7: to be repeated.
+    pub const EXPECT: u64 = 1;
+    /// Back: a processor waits for the commit and does nothing else. Word 1: its APIC id. Word 2: the
+    /// vector, 20h to FFh, that it wants the interrupts of the workload's devices with.
+    pub const EXPECTING: u64 = 2;
+    /// To the steward: drain the fault records of the remapping units, and say what they were.
+    pub const DRAIN: u64 = 3;
+    /// Back. Word 1: how many there were. Of the first, word 2: the requester id; 3: the address;
+    /// 4: the unit's code for the reason; 5: whether it was a write.
+    pub const DRAINED: u64 = 4;
+    /// To the next owner: the commit does not come; wait as before.
+    pub const STAND: u64 = 5;
+    /// To the owner of the workload: hand it to the sender, which is [`STANDBY`](super::state::STANDBY).
+    pub const RETURN: u64 = 6;
+}
 
 /// A queue from one partition to one other: single producer, single consumer.
 #[derive(Debug, Default)]
@@ -303,6 +326,64 @@ impl Exchange {
     #[must_use]
     pub const fn place(partition: PartitionId) -> usize {
         partition.0 as usize % MAX_PARTITIONS
+    }
+}
+
+/// How far the processor of a slot of the park area has come.
+pub mod park_state {
+    /// Nobody is there.
+    pub const EMPTY: u32 = 0;
+    /// A processor is on its way; its kernel wrote that.
+    pub const ARRIVING: u32 = 1;
+    /// The processor is in the park area and executes nothing else; it wrote that itself.
+    pub const PARKED: u32 = 2;
+    /// Somebody wants it; it leaves at its next look.
+    pub const CLAIMED: u32 = 3;
+    /// It has left with the state that the claim gave it; it wrote that itself.
+    pub const LEFT: u32 = 4;
+}
+
+/// One processor's slot in the park area. What is done with it is in `docs/entry.md`.
+#[derive(Debug)]
+#[repr(C, align(256))]
+pub struct ParkSlot {
+    /// One of [`park_state`] in the lower half, which the area's code reads and writes as 32 bits,
+    /// and the processor's APIC id in the upper: who has the slot is decided by one store.
+    pub word: AtomicU64,
+    /// Where it is to go on.
+    pub entry: AtomicU64,
+    /// With which CR3.
+    pub page_table: AtomicU64,
+    /// With which RSP.
+    pub stack: AtomicU64,
+    /// With which RDI.
+    pub argument: AtomicU64,
+    /// NMIs taken while parked.
+    pub nmi_count: AtomicU32,
+    /// Machine checks taken while parked.
+    pub machine_check_count: AtomicU32,
+    /// The upper part is the processor's stack.
+    pub stack_area: [AtomicU64; 26],
+}
+
+impl ParkSlot {
+    /// How many slots the park area has.
+    pub const COUNT: usize = 64;
+    /// Where the first is, in bytes from the area's start.
+    pub const FIRST: u64 = FRAME_SIZE;
+    /// Bytes of the area: the code page, the slots and four page tables.
+    pub const AREA: u64 = 9 * FRAME_SIZE;
+
+    /// The bits of a slot's word.
+    #[must_use]
+    pub const fn to_wire(cpu: ApicId, state: u32) -> u64 {
+        (cpu.0 as u64) << 32 | state as u64
+    }
+
+    /// The processor and the state that the bits of a slot's word stand for.
+    #[must_use]
+    pub const fn from_wire(bits: u64) -> (ApicId, u32) {
+        (ApicId((bits >> 32) as u32), bits as u32)
     }
 }
 
@@ -352,6 +433,15 @@ const _: () = {
     assert!(offset_of!(Exchange, status) == 0);
     assert!(offset_of!(Exchange, mailboxes) == 512);
     assert!(size_of::<Exchange>() == 512 + 64 * 1152);
+    assert!(size_of::<ParkSlot>() == 256);
+    assert!(offset_of!(ParkSlot, word) == 0);
+    assert!(offset_of!(ParkSlot, entry) == 8);
+    assert!(offset_of!(ParkSlot, page_table) == 16);
+    assert!(offset_of!(ParkSlot, stack) == 24);
+    assert!(offset_of!(ParkSlot, argument) == 32);
+    assert!(offset_of!(ParkSlot, nmi_count) == 40);
+    assert!(offset_of!(ParkSlot, machine_check_count) == 44);
+    assert!(offset_of!(ParkSlot, stack_area) == 48);
 };
 
 #[cfg(test)]

@@ -53,6 +53,13 @@ pub mod kind {
     pub const UEFI: u32 = 0x106;
 }
 
+/// What an entry of the reader's memory map is, besides the types of ACPI 6.5, table 15.5.
+pub mod memory {
+    /// What the loader filled: image, page tables and firmware tables. The reader's own, and not free;
+    /// it may use what it does not need any more. (An OEM defined type there.)
+    pub const LOADED: u32 = 0xf000_0001;
+}
+
 /// What a piece of the baton holds.
 pub mod purpose {
     /// Handoff blobs.
@@ -139,7 +146,8 @@ record! {
         base: PhysAddr = 0,
         /// Bytes.
         length: u64 = 8,
-        /// The type as in ACPI 6.5, table 15.5: 1 usable, 2 reserved, 3 ACPI, 4 ACPI NVS.
+        /// The type as in ACPI 6.5, table 15.5: 1 usable, 2 reserved, 3 ACPI, 4 ACPI NVS; or one of
+        /// [`memory`].
         kind: u32 = 16,
         /// Zero.
         reserved: u32 = 20,

@@ -7,25 +7,23 @@
 //! Every kernel maps the area at its physical address, read, write and execute.
 
 use core::fmt;
-use core::mem::offset_of;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use core::sync::atomic::{AtomicU32, AtomicU64};
 
-use handoff_abi::{ApicId, FRAME_SIZE, PhysAddr, PhysRange};
+use handoff_abi::{ApicId, FRAME_SIZE, ParkSlot, PhysAddr, PhysRange, park_state};
 use iommu::Deadline;
 
 use crate::cpu::{CpuStopped, Proof, SendIpi, StartState};
 
 /// How many processors the area has slots for.
-pub const SLOTS: usize = 64;
-/// Bytes of the area: the code page, four pages of slots and four page tables.
-pub const LENGTH: u64 = 9 * FRAME_SIZE;
+pub const SLOTS: usize = ParkSlot::COUNT;
+/// Bytes of the area.
+pub const LENGTH: u64 = ParkSlot::AREA;
 /// What the area's base must be a multiple of, so that one page table reaches all of it.
 pub const ALIGNMENT: u64 = 64 * 1024;
 
 const SLOT_BYTES: u64 = 256;
-const SLOTS_OFFSET: u64 = FRAME_SIZE;
+const SLOTS_OFFSET: u64 = ParkSlot::FIRST;
 const TABLES_OFFSET: u64 = SLOTS_OFFSET + SLOTS as u64 * SLOT_BYTES;
 const GDT_OFFSET: usize = 0x800;
 const GDT_POINTER_OFFSET: usize = 0x820;
@@ -34,99 +32,33 @@ const CR3_OFFSET: usize = 0x840;
 const IDT_OFFSET: usize = 0x880;
 const IDT_VECTORS: usize = 19;
 
-/// How far a slot's processor has come.
-pub mod slot_state {
-    /// Nobody is there.
-    pub const EMPTY: u32 = 0;
-    /// A processor is on its way; its kernel wrote that.
-    pub const ARRIVING: u32 = 1;
-    /// The processor is in the park page and executes nothing else; it wrote that itself.
-    pub const PARKED: u32 = 2;
-    /// Somebody wants it; it leaves at its next look.
-    pub const CLAIMED: u32 = 3;
-    /// It has left with the state that the claim gave it; it wrote that itself.
-    pub const LEFT: u32 = 4;
-}
-
-/// One processor's slot.
-#[derive(Debug)]
-#[repr(C, align(256))]
-pub struct ParkSlot {
-    /// One of [`slot_state`] in the lower half, which the area's code reads and writes as 32 bits,
-    /// and the processor's APIC id in the upper: who has the slot is decided by one store.
-    word: AtomicU64,
-    /// Where it is to go on.
-    pub entry: AtomicU64,
-    /// With which CR3.
-    pub page_table: AtomicU64,
-    /// With which RSP.
-    pub stack: AtomicU64,
-    /// With which RDI.
-    pub argument: AtomicU64,
-    /// NMIs taken while parked.
-    pub nmi_count: AtomicU32,
-    /// Machine checks taken while parked.
-    pub machine_check_count: AtomicU32,
-    /// The upper part is the processor's stack.
-    stack_area: [AtomicU64; 26],
-}
-
 const _: () = {
     assert!(size_of::<ParkSlot>() == SLOT_BYTES as usize);
-    assert!(offset_of!(ParkSlot, word) == 0);
-    assert!(offset_of!(ParkSlot, entry) == 8);
-    assert!(offset_of!(ParkSlot, page_table) == 16);
-    assert!(offset_of!(ParkSlot, stack) == 24);
-    assert!(offset_of!(ParkSlot, argument) == 32);
-    assert!(offset_of!(ParkSlot, nmi_count) == 40);
-    assert!(offset_of!(ParkSlot, machine_check_count) == 44);
     assert!(IDT_OFFSET + IDT_VECTORS * 16 <= FRAME_SIZE as usize);
 };
 
-impl ParkSlot {
-    const fn pack(cpu: ApicId, state: u32) -> u64 {
-        (cpu.0 as u64) << 32 | state as u64
-    }
+fn read(slot: &ParkSlot) -> (ApicId, u32) {
+    ParkSlot::from_wire(slot.word.load(Acquire))
+}
 
-    fn read(&self) -> (ApicId, u32) {
-        let word = self.word.load(Acquire);
-        (ApicId((word >> 32) as u32), word as u32)
-    }
+/// One step of a processor's slot; `Err` is what was found instead.
+fn step(slot: &ParkSlot, cpu: ApicId, from: u32, to: u32) -> Result<(), u32> {
+    let (from, to) = (ParkSlot::to_wire(cpu, from), ParkSlot::to_wire(cpu, to));
+    slot.word
+        .compare_exchange(from, to, AcqRel, Acquire)
+        .map(drop)
+        .map_err(|found| ParkSlot::from_wire(found).1)
+}
 
-    /// One step of a processor's slot; `Err` is what was found instead.
-    fn step(&self, cpu: ApicId, from: u32, to: u32) -> Result<(), u32> {
-        let (from, to) = (Self::pack(cpu, from), Self::pack(cpu, to));
-        self.word
-            .compare_exchange(from, to, AcqRel, Acquire)
-            .map(drop)
-            .map_err(|found| found as u32)
-    }
-
-    /// Takes an empty slot for a processor; whether it was still empty.
-    fn take(&self, cpu: ApicId) -> bool {
-        let word = self.word.load(Acquire);
-        word as u32 == slot_state::EMPTY
-            && self
-                .word
-                .compare_exchange(word, Self::pack(cpu, slot_state::ARRIVING), AcqRel, Acquire)
-                .is_ok()
-    }
-
-    /// As the processor itself says how far it is.
-    #[cfg(test)]
-    pub(crate) fn say(&self, state: u32) {
-        let (cpu, _) = self.read();
-        self.word.store(
-            Self::pack(cpu, state),
-            core::sync::atomic::Ordering::Release,
-        );
-    }
-
-    /// One of [`slot_state`].
-    #[must_use]
-    pub fn state(&self) -> u32 {
-        self.read().1
-    }
+/// Takes an empty slot for a processor; whether it was still empty.
+fn take(slot: &ParkSlot, cpu: ApicId) -> bool {
+    let word = slot.word.load(Acquire);
+    let arriving = ParkSlot::to_wire(cpu, park_state::ARRIVING);
+    ParkSlot::from_wire(word).1 == park_state::EMPTY
+        && slot
+            .word
+            .compare_exchange(word, arriving, AcqRel, Acquire)
+            .is_ok()
 }
 
 /// Why a park area was refused, or a processor did not do what was asked.
@@ -144,7 +76,7 @@ pub enum ParkError {
     State {
         /// The processor.
         cpu: ApicId,
-        /// One of [`slot_state`].
+        /// One of [`park_state`].
         found: u32,
     },
     /// The processor did not answer in time.
@@ -247,15 +179,15 @@ impl<'a> ParkArea<'a> {
 
     fn find(&self, cpu: ApicId) -> Option<usize> {
         self.slots.iter().position(|slot| {
-            let (found, state) = slot.read();
-            state != slot_state::EMPTY && found == cpu
+            let (found, state) = read(slot);
+            state != park_state::EMPTY && found == cpu
         })
     }
 
     /// Every processor in the area, and the state of its slot.
     pub fn processors(&self) -> impl Iterator<Item = (ApicId, u32)> + use<'a> {
-        let all = self.slots.iter().map(ParkSlot::read);
-        all.filter(|&(_, state)| state != slot_state::EMPTY)
+        let all = self.slots.iter().map(read);
+        all.filter(|&(_, state)| state != park_state::EMPTY)
     }
 
     /// The slot of a processor, to read its counts.
@@ -276,15 +208,14 @@ impl<'a> ParkArea<'a> {
     pub fn expect(&self, cpu: ApicId) -> Result<StartState, ParkError> {
         if let Some(index) = self.find(cpu) {
             let slot = self.slots.get(index).ok_or(ParkError::Full)?;
-            return slot
-                .step(cpu, slot_state::LEFT, slot_state::ARRIVING)
+            return step(slot, cpu, park_state::LEFT, park_state::ARRIVING)
                 .map(|()| self.start_state(index))
                 .map_err(|found| ParkError::State { cpu, found });
         }
         // Others may come at the same time: whoever changes a slot has it.
         self.slots
             .iter()
-            .position(|slot| slot.take(cpu))
+            .position(|slot| take(slot, cpu))
             .map(|index| self.start_state(index))
             .ok_or(ParkError::Full)
     }
@@ -303,7 +234,7 @@ impl<'a> ParkArea<'a> {
     pub fn give_up(&self, cpu: ApicId) {
         if let Some(slot) = self.slot(cpu) {
             // In any other state it did come.
-            let _ = slot.step(cpu, slot_state::ARRIVING, slot_state::EMPTY);
+            let _ = step(slot, cpu, park_state::ARRIVING, park_state::EMPTY);
         }
     }
 
@@ -311,7 +242,7 @@ impl<'a> ParkArea<'a> {
     pub(crate) fn forget(&self, cpu: ApicId) {
         if let Some(slot) = self.slot(cpu) {
             // In any other state it proves nothing anyway.
-            let _ = slot.step(cpu, slot_state::PARKED, slot_state::LEFT);
+            let _ = step(slot, cpu, park_state::PARKED, park_state::LEFT);
         }
     }
 
@@ -325,7 +256,7 @@ impl<'a> ParkArea<'a> {
         microseconds: u32,
         deadline: &mut impl Deadline,
     ) -> Result<CpuStopped, ParkError> {
-        self.wait(cpu, slot_state::PARKED, microseconds, deadline)?;
+        self.wait(cpu, park_state::PARKED, microseconds, deadline)?;
         Ok(CpuStopped::new(cpu, Proof::Parked))
     }
 
@@ -338,7 +269,9 @@ impl<'a> ParkArea<'a> {
     ) -> Result<(), ParkError> {
         deadline.start(microseconds);
         loop {
-            let found = self.slot(cpu).map_or(slot_state::EMPTY, ParkSlot::state);
+            let found = self
+                .slot(cpu)
+                .map_or(park_state::EMPTY, |slot| read(slot).1);
             if found == wanted {
                 return Ok(());
             }
@@ -366,18 +299,18 @@ impl<'a> ParkArea<'a> {
         deadline: &mut impl Deadline,
     ) -> Result<(), ParkError> {
         let slot = self.slot(cpu).ok_or(ParkError::NotThere(cpu))?;
-        let found = slot.state();
-        if found != slot_state::PARKED {
+        let found = read(slot).1;
+        if found != park_state::PARKED {
             return Err(ParkError::State { cpu, found });
         }
         slot.entry.store(state.entry, Relaxed);
         slot.page_table.store(state.page_table, Relaxed);
         slot.stack.store(state.stack, Relaxed);
         slot.argument.store(state.argument, Relaxed);
-        slot.step(cpu, slot_state::PARKED, slot_state::CLAIMED)
+        step(slot, cpu, park_state::PARKED, park_state::CLAIMED)
             .map_err(|found| ParkError::State { cpu, found })?;
         ipi.nmi(cpu);
-        self.wait(cpu, slot_state::LEFT, microseconds, deadline)
+        self.wait(cpu, park_state::LEFT, microseconds, deadline)
     }
 }
 
@@ -462,7 +395,7 @@ fn page_tables(physical: PhysAddr) -> impl Iterator<Item = (u64, u64)> {
 mod arch {
     //! The area's code, copied from here and position independent. RDI is the slot throughout.
 
-    use super::{CR3_OFFSET, GDT_POINTER_OFFSET, IDT_POINTER_OFFSET, SLOT_BYTES, slot_state};
+    use super::{CR3_OFFSET, GDT_POINTER_OFFSET, IDT_POINTER_OFFSET, SLOT_BYTES, park_state};
 
     core::arch::global_asm!(
         ".pushsection .text.baton_partition_core.park, \"ax\"",
@@ -551,9 +484,9 @@ mod arch {
         gdt = const GDT_POINTER_OFFSET,
         idt = const IDT_POINTER_OFFSET,
         slot_bytes = const SLOT_BYTES,
-        parked = const slot_state::PARKED,
-        claimed = const slot_state::CLAIMED,
-        left = const slot_state::LEFT,
+        parked = const park_state::PARKED,
+        claimed = const park_state::CLAIMED,
+        left = const park_state::LEFT,
     );
 
     unsafe extern "C" {
@@ -589,6 +522,7 @@ mod arch {
 #[cfg(test)]
 mod tests {
     use std::boxed::Box;
+    use std::sync::atomic::AtomicU32;
     use std::vec::Vec;
 
     use super::*;
@@ -653,7 +587,7 @@ mod tests {
         assert_eq!(park.expect(ApicId(64)), Err(ParkError::Full));
         let again = ParkError::State {
             cpu: ApicId(3),
-            found: slot_state::ARRIVING,
+            found: park_state::ARRIVING,
         };
         assert_eq!(park.expect(ApicId(3)), Err(again));
         park.give_up(ApicId(3));

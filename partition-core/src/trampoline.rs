@@ -371,8 +371,10 @@ mod arch {
 mod tests {
     use std::vec::Vec;
 
+    use handoff_abi::{ParkSlot, park_state};
+
     use super::*;
-    use crate::park::{self, slot_state};
+    use crate::park;
 
     const PAGE: PhysAddr = PhysAddr(0x9000);
     const BOOTSTRAP: ApicId = ApicId(0);
@@ -537,10 +539,11 @@ mod tests {
         with(1, |trampoline, park, model| {
             park.expect(CPU).unwrap();
             let slot = park.slot(CPU).unwrap();
-            slot.say(slot_state::PARKED);
+            let said = ParkSlot::to_wire(CPU, park_state::PARKED);
+            slot.word.store(said, core::sync::atomic::Ordering::Release);
             assert!(park.confirm(CPU, 1, &mut Looks(0)).is_ok());
             start(trampoline, CPU, &STATE, park, model).unwrap();
-            let found = slot_state::LEFT;
+            let found = park_state::LEFT;
             let refused = park.confirm(CPU, 1, &mut Looks(0));
             assert_eq!(refused, Err(ParkError::Timeout { cpu: CPU, found }));
         });
@@ -551,7 +554,7 @@ mod tests {
         with(1, |trampoline, park, model| {
             // SAFETY: nothing is executed: the processor is a model.
             let taken = unsafe { trampoline.take(CPU, park, 0x1000, model, &mut Looks(0)) };
-            let found = slot_state::ARRIVING;
+            let found = park_state::ARRIVING;
             let late = StartError::Park(ParkError::Timeout { cpu: CPU, found });
             assert_eq!(taken, Err(late));
         });

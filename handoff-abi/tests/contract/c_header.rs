@@ -360,6 +360,17 @@ fn c_takes_live_words_apart_as_rust_does() {
         }
     }
     assert_eq!(ask(&words, "stewardship"), expected);
+
+    let (mut words, mut expected) = (Vec::new(), String::new());
+    for cpu in [0, 1, 0x8000_0001, u32::MAX] {
+        for state in [park_state::EMPTY, park_state::LEFT, u32::MAX] {
+            let bits = ParkSlot::to_wire(ApicId(cpu), state);
+            assert_eq!(ParkSlot::from_wire(bits), (ApicId(cpu), state));
+            words.push(bits);
+            expected += &format!("park {cpu} {state} {bits:016x}\n");
+        }
+    }
+    assert_eq!(ask(&words, "park"), expected);
 }
 
 macro_rules! constants {
@@ -392,6 +403,11 @@ constants! {
         // Documented with `PartitionStatus::partition` and with the image's note.
         PLACE_IN_USE = 0x1_0000,
         NOTE_TYPE = 1,
+    }
+    "PARK_" {
+        AREA = ParkSlot::AREA,
+        FIRST = ParkSlot::FIRST,
+        COUNT = ParkSlot::COUNT,
     }
     "FEATURE_" {
         ADOPT_DEVICES = Features::ADOPT_DEVICES.bits(),
@@ -429,8 +445,8 @@ fn phase(phase: Phase) -> u64 {
         & 0xf
 }
 
-/// The constants of the modules `kind`, `purpose`, `resource` and `state`, out of their source: none
-/// can be added there and be missing here.
+/// The constants of all modules that have nothing else (`kind`, `state` and so on), out of their source:
+/// none can be added there and be missing here.
 fn constants_of_modules() -> BTreeMap<String, u64> {
     let mut all = BTreeMap::new();
     for source in ["records.rs", "live.rs"] {
@@ -451,7 +467,7 @@ fn constants_of_modules() -> BTreeMap<String, u64> {
                     (module, _) => module,
                 };
                 let value = match value.strip_prefix("0x") {
-                    Some(digits) => u64::from_str_radix(digits, 16).unwrap(),
+                    Some(digits) => u64::from_str_radix(&digits.replace('_', ""), 16).unwrap(),
                     None => value.parse().unwrap(),
                 };
                 all.insert(format!("BATON_{prefix}_{name}"), value);

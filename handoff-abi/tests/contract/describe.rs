@@ -87,6 +87,9 @@ structures! {
     }
     mailbox = Mailbox { head, reserved, tail, reserved_too, slots }
     exchange = Exchange { status, mailboxes }
+    park_slot = ParkSlot {
+        word, entry, page_table, stack, argument, nmi_count, machine_check_count, stack_area
+    }
 }
 
 /// Size of every structure; offset and size of every field.

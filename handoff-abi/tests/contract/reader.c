@@ -62,6 +62,9 @@ typedef unsigned char byte;
 	F(S, features) F(S, detail) F(S, since) F(S, reserved)
 #define MAILBOX(F, S) F(S, head) F(S, reserved) F(S, tail) F(S, reserved_too) F(S, slots)
 #define EXCHANGE(F, S) F(S, status) F(S, mailboxes)
+#define PARK_SLOT(F, S)                                                                      \
+	F(S, word) F(S, entry) F(S, page_table) F(S, stack) F(S, argument)                   \
+	F(S, nmi_count) F(S, machine_check_count) F(S, stack_area)
 #define NOTE(F, S) F(S, version) F(S, reserved) F(S, features) F(S, entry)
 
 #define PRINT_FIELD(S, field)                                                                \
@@ -98,6 +101,7 @@ static void layout(void)
 	PRINT_STRUCTURE(partition_status, PARTITION_STATUS)
 	PRINT_STRUCTURE(mailbox, MAILBOX)
 	PRINT_STRUCTURE(exchange, EXCHANGE)
+	PRINT_STRUCTURE(park_slot, PARK_SLOT)
 	PRINT_STRUCTURE(note, NOTE)
 }
 
@@ -129,6 +133,9 @@ static void words(void)
 		else
 			printf("stewardship %d %" PRIu32 " %016" PRIx64 "\n", holder, raised,
 			       baton_stewardship(holder, raised));
+		uint32_t cpu = baton_park_cpu(bits), state = baton_park_state(bits);
+		printf("park %" PRIu32 " %" PRIu32 " %016" PRIx64 "\n", cpu, state,
+		       baton_park_word(cpu, state));
 	}
 }
 

@@ -3,12 +3,12 @@
 
 use alloc::vec::Vec;
 
-use handoff_abi::{FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange};
+use handoff_abi::{FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange, message};
 use iommu::vtd;
 use iommu::{Access, Fault};
 
 use super::devices;
-use super::handover::{ask, message};
+use super::handover::ask;
 use super::kernel::{Failure, Kernel, copy_in, copy_out, failure};
 use super::own_devices::{EDUS, FIRST_VECTOR};
 use crate::edu::Direction;

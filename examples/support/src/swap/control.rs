@@ -3,9 +3,9 @@
 use alloc::boxed::Box;
 use alloc::vec;
 
-use handoff_abi::{Owner, resource, state};
+use handoff_abi::{Owner, message, resource, state};
 
-use super::handover::{self, Manner, message};
+use super::handover::{self, Manner};
 use super::inventory::{Inventory, Wish, next_partition};
 use super::kernel::{Failure, KERNEL, Kernel, failure};
 use super::processors::{self, Role, role};

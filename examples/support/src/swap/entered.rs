@@ -10,7 +10,7 @@ use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
 use handoff_abi::{
     AbiVersion, Clock, Console, Cpu, Ecam as EcamRecord, Exchange, Extent, Features, Firmware,
     Function, Handoff, HandoffError, Header, InterruptHandle, Ledger, Memory, PhysAddr, PhysRange,
-    Platform, Workload, purpose, state, stated_length,
+    Platform, Workload, memory, purpose, state, stated_length,
 };
 use partition_core::baton::{Baton, BatonError};
 use partition_core::ledger::{LedgerError, LedgerView};
@@ -19,7 +19,7 @@ use partition_core::trampoline::Trampoline;
 use partition_core::watch::{ArrivalError, OwnStatus};
 
 use super::bring_up::{Start, bring_up, set_clock};
-use super::handoff::{LOADED, REQUIRED};
+use super::handoff::REQUIRED;
 use super::kernel::{Config, Failure, KERNEL, Kernel, failure, page_of, shared};
 use super::launch::timing;
 use super::misbehave::{Misbehaviour, Point};
@@ -248,11 +248,11 @@ unsafe fn come_up(
             |extent| PhysRange::new(extent.base, extent.length),
         )?;
     let mut start = Start::default();
-    for memory in handoff.records::<Memory>() {
-        let range = PhysRange::new(memory.base, memory.length)?;
-        match memory.kind {
+    for entry in handoff.records::<Memory>() {
+        let range = PhysRange::new(entry.base, entry.length)?;
+        match entry.kind {
             1 => drop(start.free.push(range)),
-            LOADED => drop(start.window.push((range, Access::Data))),
+            memory::LOADED => drop(start.window.push((range, Access::Data))),
             _ => {}
         }
     }

@@ -3,7 +3,7 @@
 use handoff_abi::{
     Clock, Console, Cpu, Domain, Ecam, Envelope, Exchange, Extent, FRAME_SIZE, Features, Function,
     InterruptHandle, InterruptTarget, Memory, Owner, PartitionId, PciFunction, PhysAddr, PhysRange,
-    Platform, Writer, purpose, resource,
+    Platform, Writer, memory, purpose, resource,
 };
 use iommu::vtd;
 use partition_core::plan::Plan;
@@ -17,10 +17,6 @@ use crate::clock;
 pub const HANDOFF: u64 = 8192;
 /// What two of these kernels must be able to do, so that one can follow the other.
 pub const REQUIRED: Features = Features::ADOPT_DEVICES;
-/// The kind of a memory record for what the loader filled: image, tables, stack (an OEM defined
-/// type of ACPI 6.5, table 15.5).
-pub const LOADED: u32 = 0xf000_0001;
-
 /// Where a partition's handoff is.
 #[must_use]
 pub fn handoff_at(kernel: &Kernel, partition: PartitionId) -> PhysAddr {
@@ -94,20 +90,20 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<usize, Failure> {
             acpi_uid: cpu.0,
         })?;
     }
-    let memory = |range: PhysRange, kind| Memory {
+    let entry = |range: PhysRange, kind| Memory {
         base: range.base(),
         length: range.length(),
         kind,
         reserved: 0,
     };
-    writer.critical(&memory(launched.loaded, LOADED))?;
+    writer.critical(&entry(launched.loaded, memory::LOADED))?;
     for &range in plan.memory() {
         let rest = if range.base() == launched.loaded.base() {
             PhysRange::from_bounds(launched.loaded.end(), range.end())
         } else {
             range
         };
-        writer.critical(&memory(rest, 1))?;
+        writer.critical(&entry(rest, 1))?;
     }
     for planned in plan.functions() {
         writer.critical(&Function {

@@ -1,6 +1,6 @@
 //! The hand-over of the workload, from the control processor's side, in both directions.
 
-use handoff_abi::{ApicId, Exchange, InterruptTarget, Message, Owner, PartitionId, state};
+use handoff_abi::{ApicId, Exchange, InterruptTarget, Message, Owner, PartitionId, message, state};
 use iommu::vtd::Pending;
 use partition_core::mailbox::{Receiver, Sender};
 use partition_core::watch::Watch;
@@ -13,22 +13,6 @@ use super::processors::{self, Role};
 use super::serving::{self, Order};
 use super::{control, generator};
 use crate::{clock, console, println};
-
-/// Message kinds between kernels.
-pub mod message {
-    /// To the next owner: the commit is about to come. Word 1: hold after it (1) or not (0).
-    pub const EXPECT: u64 = 1;
-    /// Back: the service processor waits. Word 1: its APIC id. Word 2: its vector for the NIC.
-    pub const EXPECTING: u64 = 2;
-    /// To the steward: drain the fault records, and say what they were.
-    pub const DRAIN: u64 = 3;
-    /// Back. Word 1: how many; then source, address, reason code, write (1) of the first.
-    pub const DRAINED: u64 = 4;
-    /// To the next owner, after a roll-back: stand by again.
-    pub const STAND: u64 = 5;
-    /// To the owner of the workload: hand it to the sender, which has stayed.
-    pub const RETURN: u64 = 6;
-}
 
 /// How long a kernel may take to answer a message, in microseconds.
 const ANSWER: u64 = 2_000_000;
