@@ -5,6 +5,7 @@
 //! built with other flags beside each other.
 
 mod broken;
+mod c;
 pub(crate) mod elf;
 
 use std::fs::{self, File};
@@ -103,6 +104,7 @@ pub(crate) fn run(toolchain: &Toolchain, recipes: &[Recipe], screen: &Screen) ->
         fs::copy(&built, &image).with_context(|| format!("cannot copy {}", built.display()))?;
         kernels.push((recipe.name, image));
     }
+    kernels.push(("delta", c::delta(&directory)?));
     let Some((_, first)) = kernels.first() else {
         bail!("there is no kernel to build");
     };
@@ -113,7 +115,7 @@ pub(crate) fn run(toolchain: &Toolchain, recipes: &[Recipe], screen: &Screen) ->
     }
     // The broken images are made from a real successor: all that is wrong with one is what its name
     // says.
-    if let Some((_, successor)) = kernels.get(1) {
+    if let Some((_, successor)) = kernels.get(1).filter(|_| recipes.len() > 1) {
         let whole = fs::read(successor)?;
         for broken in Broken::ALL {
             archive.add(broken.file_name(), &broken.made_from(&whole)?)?;

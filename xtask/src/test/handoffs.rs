@@ -12,7 +12,7 @@ use crate::session::{Manner, Session};
 const REFUSED: Duration = Duration::from_secs(30);
 
 /// What is wrong, and what the refusal must say.
-type Wrong = (&'static str, &'static str);
+pub(super) type Wrong = (&'static str, &'static str);
 
 /// What can be wrong in a handoff of any version.
 const ANY: &[Wrong] = &[
@@ -88,7 +88,7 @@ fn all(session: &mut Session, version: &str, wrong: &[Wrong]) -> Result<()> {
     // One that is taken for good hides none of the others.
     let mut failures = Vec::new();
     for &(what, why) in wrong {
-        if let Err(error) = refused(session, version, what, why) {
+        if let Err(error) = refused(session, "beta.elf", version, what, why) {
             failures.push(format!("{what}: {error:#}"));
             session.machine.consoles[0].command("undo", Duration::from_secs(30))?;
         }
@@ -123,9 +123,15 @@ fn all(session: &mut Session, version: &str, wrong: &[Wrong]) -> Result<()> {
 }
 
 /// One launch. The refusal is on the successor's console; the prime says that it was refused.
-fn refused(session: &mut Session, version: &str, what: &str, why: &str) -> Result<()> {
+pub(super) fn refused(
+    session: &mut Session,
+    image: &str,
+    version: &str,
+    what: &str,
+    why: &str,
+) -> Result<()> {
     session.machine.consoles[1].skip();
-    let line = format!("launch beta.elf handoff={what}");
+    let line = format!("launch {image} handoff={what}");
     let done = session.machine.consoles[0].command(&line, REFUSED)?;
     ensure!(done.result == "failed", "it was launched: {}", done.result);
     let handoff = done.one("handoff")?;

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that can be checked without a person.
 
 mod checks;
+mod delta;
 mod facts;
 mod handoffs;
 mod queue;

@@ -92,6 +92,13 @@ pub(super) const ALL: &[Scenario] = &[
         work: super::handoffs::bad_handoffs,
     },
     Scenario {
+        name: "c-kernel",
+        about: "a kernel in C, written from the header alone, takes over, serves and owns the machine",
+        long: false,
+        limit: 120,
+        work: super::delta::c_kernel,
+    },
+    Scenario {
         name: "known-holes",
         about: "what the emulator does not enforce is what is known of it, and nothing more",
         long: false,
@@ -285,7 +292,7 @@ pub(super) fn unharmed(session: Session) -> Result<Report> {
 }
 
 /// The kernels that served the clients, in order.
-fn served(report: &Report) -> String {
+pub(super) fn served(report: &Report) -> String {
     let letters = report.load.served_by.iter();
     letters.map(|(letter, _)| letter.as_str()).collect()
 }
