@@ -16,6 +16,7 @@ mod moving;
 mod paging;
 mod pending;
 mod platform;
+pub mod quiesce;
 mod reach;
 mod retired;
 mod tables;

@@ -11,6 +11,8 @@ mod commands;
 mod events;
 #[path = "strict_amd/fence.rs"]
 mod fence;
+#[path = "both/in_flight.rs"]
+mod in_flight;
 #[path = "strict_amd/interrupts.rs"]
 mod interrupts;
 #[path = "strict_amd/random.rs"]

@@ -13,6 +13,8 @@ mod faults;
 mod fence;
 #[path = "strict_vtd/holes.rs"]
 mod holes;
+#[path = "both/in_flight.rs"]
+mod in_flight;
 #[path = "strict_vtd/interrupts.rs"]
 mod interrupts;
 #[path = "strict_vtd/invalidation.rs"]

@@ -20,10 +20,12 @@
 pub mod amd;
 mod config;
 mod devices;
+mod fabric;
 mod faults;
 mod interrupt;
 mod machine;
 mod memory;
+pub mod pci;
 mod queue;
 mod registers;
 mod report;
@@ -33,6 +35,7 @@ mod walk;
 
 pub use config::{MachineConfig, Schedule, UnitConfig};
 pub use devices::{Dma, Injection, Reach, RegisterWrite};
+pub use fabric::Arrival;
 pub use interrupt::Interrupt;
 pub use machine::{Attack, Clock, Machine, Registers, Tables};
 pub use report::{Counters, Event, Invalidation, MemoryCounters, Reason, Rule, Violation};

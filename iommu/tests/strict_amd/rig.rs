@@ -5,9 +5,8 @@ use iommu::amd::{
     AdoptError, CapabilityHeader, Config, InterruptFormat, Pending, PrepareError, State, Unit,
 };
 use iommu::{Access, Reach};
-use iommu_model::amd::{
-    Clock, Machine, MachineConfig, Reason, Registers, Schedule, Tables, UnitConfig,
-};
+use iommu_model::amd::{Clock, Machine, MachineConfig, Registers, Schedule, Tables};
+pub(crate) use iommu_model::amd::{Reason, UnitConfig};
 
 pub(crate) type Amd = Unit<Registers, Tables, Clock>;
 
@@ -229,4 +228,31 @@ pub(crate) fn adopt(
         config(model),
         allow,
     )
+}
+
+/// How devices are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Blocked, invalidated, installed.
+    Batch,
+    /// The device table is exchanged, where the unit can and the devices are many.
+    Switch,
+}
+
+/// Every way there is.
+pub(crate) const WAYS: &[Way] = &[Way::Batch, Way::Switch];
+
+impl Rig {
+    /// Moves devices of the first unit.
+    pub(crate) fn make_move(&mut self, devices: &[RequesterId], to: Option<DomainId>, way: Way) {
+        let unit = &mut self.units[0];
+        let moving = match way {
+            Way::Batch => unit.start_move(devices, to, Pending::none()),
+            Way::Switch => {
+                let prepared = unit.prepare_move(devices, to).unwrap();
+                unit.start_prepared(prepared, Pending::none())
+            }
+        };
+        unit.finish_move(moving.unwrap()).unwrap();
+    }
 }

@@ -4,7 +4,8 @@ use handoff_abi::RequesterId;
 use handoff_abi::{ApicId, DomainId, InterruptMessage, InterruptTarget, PhysAddr, PhysRange};
 use iommu::vtd::{AdoptError, Config, Pending, PrepareError, State, Unit};
 use iommu::{Access, Reach};
-use iommu_model::{Clock, Machine, MachineConfig, Reason, Registers, Schedule, Tables, UnitConfig};
+use iommu_model::{Clock, Machine, MachineConfig, Registers, Schedule, Tables};
+pub(crate) use iommu_model::{Reason, UnitConfig};
 
 pub(crate) type Vtd = Unit<Registers, Tables, Clock>;
 
@@ -250,4 +251,23 @@ pub(crate) fn adopt(
         },
         allow,
     )
+}
+
+/// How devices are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Blocked, invalidated, installed.
+    Batch,
+}
+
+/// Every way there is.
+pub(crate) const WAYS: &[Way] = &[Way::Batch];
+
+impl Rig {
+    /// Moves devices of the first unit.
+    pub(crate) fn make_move(&mut self, devices: &[RequesterId], to: Option<DomainId>, _way: Way) {
+        self.units[0]
+            .move_devices(devices, to, Pending::none())
+            .unwrap();
+    }
 }

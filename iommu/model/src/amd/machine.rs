@@ -12,7 +12,9 @@ use super::config::UnitConfig;
 use super::report::{Counters, Event, Reason, Rule, Violation};
 use super::unit::{Log, Unit};
 use crate::config::{MachineConfig, Schedule};
+use crate::fabric::{Arrival, Fabric};
 use crate::memory::{self, Memory};
+use crate::pci::Effect;
 use crate::report::MemoryCounters;
 
 /// Loads of one word in a row that software may make without looking at the clock.
@@ -41,6 +43,7 @@ pub(crate) struct State {
     pub(crate) actions: u64,
     pub(crate) attackers: Vec<(usize, u16, u64)>,
     pub(crate) attacks: Vec<Attack>,
+    pub(crate) fabric: Fabric<Reason>,
     /// The word that was loaded last, and how often in a row without a look at the clock.
     polled: (u64, u32),
 }
@@ -101,6 +104,13 @@ impl State {
                 result: result.map(|t| t.at),
             });
         }
+        let Self {
+            units, memory, log, ..
+        } = self;
+        self.fabric.advance(self.actions, |unit, sid, iova| {
+            let result = units[unit].request(memory, log, sid, iova, true);
+            result.map(|t| t.at)
+        });
     }
 
     fn check_alignment(&mut self, at: u64) -> bool {
@@ -220,6 +230,7 @@ impl Machine {
             actions: 0,
             attackers: Vec::new(),
             attacks: Vec::new(),
+            fabric: Fabric::default(),
             polled: (0, 0),
         })))
     }
@@ -294,6 +305,28 @@ impl Machine {
     #[must_use]
     pub fn take_events(&self) -> Vec<Event> {
         self.0.borrow_mut().log.events.drain(..).collect()
+    }
+
+    /// Has a device, a bus master, issue posted writes to `iova` without end. They wait in the fabric
+    /// and arrive at the unit at any moment.
+    pub fn stream(&self, unit: usize, sid: u16, iova: u64) {
+        self.0.borrow_mut().fabric.stream(unit, sid, iova);
+    }
+
+    /// Follows what a function does besides DMA. It makes requests with its own id.
+    pub fn follow(&self, effect: Effect) {
+        let mut state = self.0.borrow_mut();
+        match effect {
+            Effect::Access(_) => state.action(false),
+            Effect::BusMaster(function, on) => state.fabric.set_issuing(function.requester.0, on),
+            Effect::Completion(function) => state.fabric.push_ahead(function.requester.0),
+        }
+    }
+
+    /// The moments since the last call at which a posted write could have arrived.
+    #[must_use]
+    pub fn take_arrivals(&self) -> Vec<Arrival<Reason>> {
+        self.0.borrow_mut().fabric.take_arrivals()
     }
 
     /// Microseconds since the start.

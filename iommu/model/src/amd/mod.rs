@@ -47,6 +47,7 @@ mod walk;
 
 pub use crate::config::{MachineConfig, Schedule};
 pub use crate::devices::{Reach, RegisterWrite};
+pub use crate::fabric::Arrival;
 pub use crate::report::MemoryCounters;
 pub use config::UnitConfig;
 pub use devices::{Dma, Injection};

@@ -1,0 +1,338 @@
+//! Making PCI functions quiet before they are moved to another domain.
+//!
+//! A posted write waits in the fabric, untranslated, until it reaches the unit. One that a device
+//! issued in its old domain and that arrives after the move is translated by the new one. No
+//! invalidation helps: the unit has not seen it yet. So the functions that change their domain are
+//! made quiet first, while the old tables are in force:
+//!
+//! 1. Bus Master Enable is cleared in all of them, so that they issue nothing more;
+//! 2. it is read back from all of them: it must be clear, and the completion of the read has pushed
+//!    every write ahead that the function issued before (PCI Express Base Specification, section
+//!    2.4.1, completions do not pass posted requests);
+//! 3. Transactions Pending is awaited, so that no read is under way whose completion the device may
+//!    still answer to.
+//!
+//! Messages (MSI, MSI-X) are posted writes as well: the function raises no interrupt afterwards
+//! either. Bus mastering is switched on again by the driver of the new owner when it has set the
+//! device up, never here. A device that moves *with* its domain is not to be made quiet: what it
+//! reaches does not change.
+//!
+//! A function without a PCI Express capability has no Transactions Pending
+//! ([`BusMaster::express_capability`] says so). Step 2 holds for it all the same; that it awaits no
+//! completion is for its driver, or a reset, to ensure.
+
+use core::fmt;
+
+use handoff_abi::PciFunction;
+
+use crate::Deadline;
+
+/// The Command register (PCI Express Base Specification, section 7.5.1.1.3).
+const COMMAND: u16 = 0x04;
+/// Bus Master Enable in it.
+const BUS_MASTER_ENABLE: u16 = 1 << 2;
+/// The Status register (section 7.5.1.1.4).
+const STATUS: u16 = 0x06;
+/// Capabilities List in it: there is a list.
+const CAPABILITIES_LIST: u16 = 1 << 4;
+/// Header Type, the lower byte of this word (section 7.5.1.1.9).
+const HEADER_TYPE: u16 = 0x0e;
+/// Header Layout in it: 0 an endpoint, 1 a bridge, 2 a CardBus bridge.
+const LAYOUT: u16 = 0x7f;
+/// Capabilities Pointer of header types 0 and 1 (section 7.5.1.1.11).
+const CAPABILITIES_POINTER: u16 = 0x34;
+/// Where capabilities may lie: behind the header, within the 256 bytes that every function has.
+const FIRST_CAPABILITY: u16 = 0x40;
+/// The PCI Express capability's id (section 7.5.3.1).
+const PCI_EXPRESS: u16 = 0x10;
+/// The Device Status register's place in it (section 7.5.3.5).
+const DEVICE_STATUS: u16 = 0x0a;
+/// Transactions Pending in that.
+const TRANSACTIONS_PENDING: u16 = 1 << 5;
+/// What reads of a function that is not there give. No register read here can have this value.
+const GONE: u16 = 0xffff;
+
+/// PCI configuration space, by function.
+///
+/// An access has exactly 16 bits: a wider write to the Command register would clear bits of Status.
+/// `offset` is even and below 256. Writes are not posted: when one returns, the function has it
+/// (the memory-mapped access of PCI Express and ports CF8h/CFCh both do that).
+pub trait ConfigSpace {
+    /// Why a function cannot be reached at all (no window for its segment or bus, say);
+    /// [`Infallible`](core::convert::Infallible) where every function can.
+    type Error;
+
+    /// Reads 2 bytes. Ones come from a function that does not answer.
+    ///
+    /// # Errors
+    /// Where the function cannot be reached.
+    fn read16(&mut self, function: PciFunction, offset: u16) -> Result<u16, Self::Error>;
+
+    /// Writes 2 bytes.
+    ///
+    /// # Errors
+    /// Where the function cannot be reached.
+    fn write16(
+        &mut self,
+        function: PciFunction,
+        offset: u16,
+        value: u16,
+    ) -> Result<(), Self::Error>;
+}
+
+/// Why a function is not known to be quiet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum QuiesceError<E> {
+    /// Its configuration space cannot be reached.
+    Unreachable {
+        /// The function.
+        function: PciFunction,
+        /// Why.
+        error: E,
+    },
+    /// It does not answer: a register reads all ones.
+    Gone {
+        /// The function.
+        function: PciFunction,
+        /// The register's offset.
+        offset: u16,
+    },
+    /// Its list of capabilities runs in a circle or out of bounds, so that it is not known whether it
+    /// has the PCI Express capability.
+    CapabilityList {
+        /// The function.
+        function: PciFunction,
+        /// Where the list goes wrong.
+        offset: u16,
+    },
+    /// Bus Master Enable is still set after it was cleared.
+    StillBusMaster {
+        /// The function.
+        function: PciFunction,
+        /// The Command register.
+        command: u16,
+    },
+    /// Transactions were still pending when the time was over. Bus Master Enable is clear.
+    StillPending {
+        /// The function.
+        function: PciFunction,
+        /// The Device Status register.
+        device_status: u16,
+    },
+}
+
+impl<E> QuiesceError<E> {
+    /// The function that is to blame.
+    #[must_use]
+    pub const fn function(&self) -> PciFunction {
+        match *self {
+            Self::Unreachable { function, .. }
+            | Self::Gone { function, .. }
+            | Self::CapabilityList { function, .. }
+            | Self::StillBusMaster { function, .. }
+            | Self::StillPending { function, .. } => function,
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for QuiesceError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.function())?;
+        match self {
+            Self::Unreachable { error, .. } => write!(f, "configuration space: {error}"),
+            Self::Gone { offset, .. } => write!(f, "gone, register {offset:#x} reads all ones"),
+            Self::CapabilityList { offset, .. } => {
+                write!(f, "the list of capabilities is broken at {offset:#x}")
+            }
+            Self::StillBusMaster { command, .. } => {
+                write!(f, "still a bus master, command {command:#06x}")
+            }
+            Self::StillPending { device_status, .. } => {
+                write!(
+                    f,
+                    "transactions pending, device status {device_status:#06x}"
+                )
+            }
+        }
+    }
+}
+
+impl<E: core::error::Error> core::error::Error for QuiesceError<E> {}
+
+/// A function that makes requests, looked at beforehand so that [`quiesce`] has little to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct BusMaster {
+    function: PciFunction,
+    express: Option<u16>,
+}
+
+impl BusMaster {
+    /// Looks for the function's PCI Express capability. Nothing is written.
+    ///
+    /// # Errors
+    /// [`QuiesceError::Unreachable`], [`QuiesceError::Gone`], [`QuiesceError::CapabilityList`].
+    pub fn find<S: ConfigSpace>(
+        config: &mut S,
+        function: PciFunction,
+    ) -> Result<Self, QuiesceError<S::Error>> {
+        Ok(Self {
+            function,
+            express: find_express(config, function)?,
+        })
+    }
+
+    /// The function.
+    #[must_use]
+    pub const fn function(&self) -> PciFunction {
+        self.function
+    }
+
+    /// The offset of its PCI Express capability; `None` for a conventional function, which cannot
+    /// say whether transactions are pending.
+    #[must_use]
+    pub const fn express_capability(&self) -> Option<u16> {
+        self.express
+    }
+}
+
+/// Makes functions quiet: none of them is a bus master any more, every write that any of them
+/// issued has reached the unit, and no transaction is pending in those that can tell. See the
+/// [module](self) for the order.
+///
+/// One period of `timeout_microseconds` bounds the wait for all of them.
+///
+/// # Errors
+/// The first one that is found, of a function that is not known to be quiet. Bus Master Enable was
+/// cleared in *all* that can be reached, and stays so.
+pub fn quiesce<S: ConfigSpace, C: Deadline>(
+    config: &mut S,
+    clock: &mut C,
+    timeout_microseconds: u32,
+    functions: &[BusMaster],
+) -> Result<(), QuiesceError<S::Error>> {
+    let mut result = Ok(());
+    // All of them, whatever becomes of one: `and` keeps the first error and comes too late to stop.
+    for master in functions {
+        result = result.and(clear_bus_master(config, master.function));
+    }
+    for master in functions {
+        result = result.and(require_no_bus_master(config, master.function));
+    }
+    result?;
+    clock.start(timeout_microseconds);
+    for master in functions {
+        if let Some(capability) = master.express {
+            await_transactions(config, clock, master.function, capability + DEVICE_STATUS)?;
+        }
+    }
+    Ok(())
+}
+
+/// Clears a function's Bus Master Enable and reads it back: what it does without being asked is over,
+/// and what it did has reached the unit. Whether transactions are pending is not looked at.
+///
+/// # Errors
+/// [`QuiesceError::Unreachable`], [`QuiesceError::Gone`], [`QuiesceError::StillBusMaster`].
+pub fn stop_bus_master<S: ConfigSpace>(
+    config: &mut S,
+    function: PciFunction,
+) -> Result<(), QuiesceError<S::Error>> {
+    clear_bus_master(config, function)?;
+    require_no_bus_master(config, function)
+}
+
+fn clear_bus_master<S: ConfigSpace>(
+    config: &mut S,
+    function: PciFunction,
+) -> Result<(), QuiesceError<S::Error>> {
+    let command = read(config, function, COMMAND)?;
+    if command & BUS_MASTER_ENABLE == 0 {
+        return Ok(());
+    }
+    config
+        .write16(function, COMMAND, command & !BUS_MASTER_ENABLE)
+        .map_err(|error| QuiesceError::Unreachable { function, error })
+}
+
+fn require_no_bus_master<S: ConfigSpace>(
+    config: &mut S,
+    function: PciFunction,
+) -> Result<(), QuiesceError<S::Error>> {
+    let command = read(config, function, COMMAND)?;
+    if command & BUS_MASTER_ENABLE == 0 {
+        Ok(())
+    } else {
+        Err(QuiesceError::StillBusMaster { function, command })
+    }
+}
+
+fn await_transactions<S: ConfigSpace, C: Deadline>(
+    config: &mut S,
+    clock: &mut C,
+    function: PciFunction,
+    offset: u16,
+) -> Result<(), QuiesceError<S::Error>> {
+    let mut expired = false;
+    loop {
+        let device_status = read(config, function, offset)?;
+        if device_status & TRANSACTIONS_PENDING == 0 {
+            return Ok(());
+        }
+        // The last look is one after the time was over.
+        if expired {
+            return Err(QuiesceError::StillPending {
+                function,
+                device_status,
+            });
+        }
+        expired = clock.expired();
+    }
+}
+
+fn find_express<S: ConfigSpace>(
+    config: &mut S,
+    function: PciFunction,
+) -> Result<Option<u16>, QuiesceError<S::Error>> {
+    let broken = |offset| Err(QuiesceError::CapabilityList { function, offset });
+    if read(config, function, STATUS)? & CAPABILITIES_LIST == 0 {
+        return Ok(None);
+    }
+    // A CardBus bridge has its pointer elsewhere, and no PCI Express capability.
+    if read(config, function, HEADER_TYPE)? & LAYOUT > 1 {
+        return Ok(None);
+    }
+    let mut from = CAPABILITIES_POINTER;
+    let mut at = read(config, function, from)? & 0xfc;
+    // One bit for each place where a capability can be: in a circle one comes round again.
+    let mut seen = 0_u64;
+    while at != 0 {
+        let place = 1 << (at / 4);
+        if at < FIRST_CAPABILITY || seen & place != 0 {
+            return broken(from);
+        }
+        seen |= place;
+        let header = read(config, function, at)?;
+        if header & 0xff == PCI_EXPRESS {
+            let fits = at + DEVICE_STATUS < 0x100;
+            return if fits { Ok(Some(at)) } else { broken(from) };
+        }
+        from = at;
+        at = header >> 8 & 0xfc;
+    }
+    Ok(None)
+}
+
+fn read<S: ConfigSpace>(
+    config: &mut S,
+    function: PciFunction,
+    offset: u16,
+) -> Result<u16, QuiesceError<S::Error>> {
+    match config.read16(function, offset) {
+        Ok(GONE) => Err(QuiesceError::Gone { function, offset }),
+        Ok(value) => Ok(value),
+        Err(error) => Err(QuiesceError::Unreachable { function, error }),
+    }
+}
