@@ -26,7 +26,7 @@ use super::kernel::{
 use super::launch::{function_number, timing};
 use super::misbehave::Misbehaviour;
 use super::processors::{self, Role};
-use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, serving, work};
+use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, plug, serving, work};
 use crate::boot::{BootInfo, Image, PVH_OFFSET};
 use crate::memory::Carver;
 use crate::paging::Access;
@@ -199,6 +199,9 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         misbehaviour: Misbehaviour::default(),
     };
     processors::init(park);
+    if option(info.command_line(), "plug") == Some("operator") {
+        plug::by_operator(&mut kernel, &captured)?;
+    }
     let topology = Topology::scan(&mut kernel, &captured)?;
     // These kernels use messages only. What stays then disturbs nobody on a line that it shares.
     if option(info.command_line(), "intx") != Some("firmware") {

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use acpi_capture::Capture;
-use acpi_capture::table::{BridgeBuses, Dmar, PciTopology};
+use acpi_capture::table::{BridgeBuses, Dmar, EcamAllocation, PciTopology};
 use handoff_abi::{
     ApicId, Exchange, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId, resource,
 };
@@ -19,13 +19,37 @@ use super::kernel::{Failure, Kernel, copy_out, failure};
 use super::processors::{self, Role};
 use super::{devices, domain_of};
 use crate::paging::Access;
-use crate::pci::{self, Ecam, capability};
+use crate::pci::{self, Ecam, assign, capability};
 use crate::println;
 
 /// Offset of the first extended capability, and the ACS capability's id (PCI Express Base
 /// Specification, sections 7.6.1 and 7.7.11).
 const EXTENDED: usize = 0x100;
 const ACS: u32 = 0x0d;
+
+/// Maps all of configuration space, for this kernel alone from now on.
+///
+/// # Errors
+/// Where MCFG does not say where it is.
+pub fn map_configuration(
+    kernel: &mut Kernel,
+    captured: &Capture<'_>,
+) -> Result<EcamAllocation, Failure> {
+    let mcfg = captured
+        .mcfg()
+        .ok_or_else(|| failure!("there is no MCFG table"))??;
+    let allocation = mcfg
+        .allocation_of(0, 0)
+        .ok_or_else(|| failure!("the MCFG table does not have bus 0 of segment 0"))?;
+    let range = allocation
+        .memory()
+        .ok_or_else(|| failure!("configuration space lies nowhere"))?;
+    kernel.map(range, Access::Device)?;
+    devices::clear();
+    // SAFETY: just mapped, for good.
+    devices::add(unsafe { Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus) });
+    Ok(allocation)
+}
 
 /// What configuration space says of the machine's functions.
 #[derive(Debug)]
@@ -76,21 +100,7 @@ impl Topology {
     /// # Errors
     /// Where the tables do not say where these are.
     pub fn scan(kernel: &mut Kernel, captured: &Capture<'_>) -> Result<Self, Failure> {
-        let mcfg = captured
-            .mcfg()
-            .ok_or_else(|| failure!("there is no MCFG table"))??;
-        let allocation = mcfg
-            .allocation_of(0, 0)
-            .ok_or_else(|| failure!("the MCFG table does not have bus 0 of segment 0"))?;
-        let range = allocation
-            .memory()
-            .ok_or_else(|| failure!("configuration space lies nowhere"))?;
-        kernel.map(range, Access::Device)?;
-        devices::clear();
-        // SAFETY: just mapped, for good.
-        devices::add(unsafe {
-            Ecam::new(allocation.base, allocation.first_bus, allocation.last_bus)
-        });
+        let allocation = map_configuration(kernel, captured)?;
         if let Some(dmar) = captured.dmar() {
             let unit = dmar?
                 .units()
@@ -140,11 +150,14 @@ impl Topology {
             None => FunctionKind::Endpoint,
         };
         if let FunctionKind::Bridge(_) = kind {
-            self.windows
-                .extend(bridge_windows(function).into_iter().map(|range| Window {
-                    function: at,
-                    range,
-                }));
+            self.windows.extend(
+                assign::bridge_windows(function)
+                    .into_iter()
+                    .map(|range| Window {
+                        function: at,
+                        range,
+                    }),
+            );
         }
         let express = function.capability(capability::EXPRESS);
         let port =
@@ -258,24 +271,6 @@ impl Topology {
             above.then_some(window.range)
         })
     }
-}
-
-/// The memory windows of a bridge (PCI-to-PCI Bridge Architecture Specification 1.2, sections
-/// 3.2.5.8 to 3.2.5.10).
-fn bridge_windows(function: &pci::Function) -> Vec<PhysRange> {
-    let config = function.config();
-    let base = |at: usize| u64::from(config.read16(at) & 0xfff0) << 16;
-    let limit = |at: usize| u64::from(config.read16(at) & 0xfff0) << 16 | 0xf_ffff;
-    let memory = (base(0x20), limit(0x22));
-    let prefetchable = (
-        base(0x24) | u64::from(config.read32(0x28)) << 32,
-        limit(0x26) | u64::from(config.read32(0x2c)) << 32,
-    );
-    [memory, prefetchable]
-        .into_iter()
-        .filter(|(base, limit)| base < limit && *base != 0)
-        .map(|(base, limit)| PhysRange::from_bounds(PhysAddr(base), PhysAddr(limit + 1)))
-        .collect()
 }
 
 fn acs(function: &pci::Function) -> Acs {

@@ -25,6 +25,7 @@ pub mod load;
 pub mod misbehave;
 pub mod modules;
 pub mod own_devices;
+pub mod plug;
 pub mod processors;
 pub mod reclaim;
 pub mod serving;

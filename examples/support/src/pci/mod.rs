@@ -1,5 +1,8 @@
 //! PCI configuration space through ECAM: finding functions, BARs, capabilities, message interrupts.
 
+pub mod assign;
+pub mod slot;
+
 use core::fmt;
 
 use handoff_abi::{PhysAddr, PhysRange, RequesterId};
@@ -239,7 +242,9 @@ impl Function {
             .map_or(0, |at| 1 << (self.config.read16(at + 2) >> 1 & 7).min(5))
     }
 
-    fn bar_count(&self) -> usize {
+    /// How many base address registers its header has.
+    #[must_use]
+    pub fn bar_count(&self) -> usize {
         match self.header_type() & 0x7f {
             0 => 6,
             1 => 2,
@@ -271,6 +276,17 @@ impl Function {
     #[must_use]
     pub fn measure_bar(&self, index: usize) -> Option<PhysRange> {
         let bar = self.bar(index).filter(|bar| bar.memory)?;
+        PhysRange::new(bar.address, self.bar_size(index)?).ok()
+    }
+
+    /// How much memory base address register `index` answers to, whether it is set or not; `None`
+    /// where it is no register for memory. As for [`measure_bar`](Self::measure_bar), the function
+    /// must not be in use.
+    #[must_use]
+    pub fn bar_size(&self, index: usize) -> Option<u64> {
+        if index >= self.bar_count() {
+            return None;
+        }
         let register = BAR0 + 4 * index;
         let command = self.config.read16(COMMAND);
         self.config.write16(COMMAND, command & !COMMAND_MEMORY);
@@ -281,12 +297,28 @@ impl Function {
             self.config.write32(register, old);
             mask
         };
-        let mut mask = u64::from(probe(register) & !0xf) | 0xffff_ffff_0000_0000;
-        if bar.wide && index + 1 < self.bar_count() {
+        let low = probe(register);
+        let mut mask = u64::from(low & !0xf) | 0xffff_ffff_0000_0000;
+        if low & 7 == 4 && index + 1 < self.bar_count() {
             mask = mask & 0xffff_ffff | u64::from(probe(register + 4)) << 32;
         }
         self.config.write16(COMMAND, command);
-        PhysRange::new(bar.address, (!mask).wrapping_add(1)).ok()
+        // A register that is not there is zero whatever is written to it.
+        let size = (!mask).wrapping_add(1);
+        (low & 1 == 0 && low & !0xf != 0 && size.is_power_of_two()).then_some(size)
+    }
+
+    /// Sets base address register `index`, which is for memory.
+    pub fn set_bar(&self, index: usize, address: PhysAddr) {
+        if index >= self.bar_count() {
+            return;
+        }
+        let register = BAR0 + 4 * index;
+        let wide = self.config.read32(register) & 7 == 4;
+        self.config.write32(register, address.0 as u32);
+        if wide && index + 1 < self.bar_count() {
+            self.config.write32(register + 4, (address.0 >> 32) as u32);
+        }
     }
 
     /// The capabilities: id and offset, in the order of the list.
