@@ -2,7 +2,10 @@
 
 use core::fmt;
 
-use handoff_abi::{FRAME_SIZE, PhysAddr, PhysRange};
+use handoff_abi::{FRAME_SIZE, PhysAddr, PhysRange, UnitKind};
+
+use crate::Config;
+use crate::amd::spec::{DeviceTableBase, RingBase};
 
 const MAX_FRAMES: usize = 4096;
 
@@ -37,6 +40,43 @@ impl fmt::Display for ArenaError {
 }
 
 impl core::error::Error for ArenaError {}
+
+/// What a unit's arena is to have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct ArenaNeeds {
+    /// The buses with devices that are attached to domains or silenced.
+    pub buses: u32,
+    /// The devices with interrupts.
+    pub interrupt_sources: u32,
+    /// The page tables of all domains, the first table of each among them.
+    pub page_tables: u32,
+    /// Whether many devices are moved by [switch](crate::MoveMethod::Switch).
+    pub switch: bool,
+}
+
+impl ArenaNeeds {
+    /// How many bytes the arena of a unit must have.
+    #[must_use]
+    pub fn length(&self, kind: UnitKind, config: &Config) -> u64 {
+        let switches = 1 + u64::from(self.switch);
+        let own = match kind {
+            UnitKind::AmdVi => {
+                let format = config.interrupt_format();
+                DeviceTableBase::FRAMES * switches
+                    + 2 * RingBase::FRAMES
+                    + 1
+                    + u64::from(self.interrupt_sources) * format.table_frames()
+            }
+            _ => {
+                let interrupts = u64::from(config.interrupt_entries) * 16;
+                // Root and context tables, queue, and the frame that waits write to.
+                interrupts.div_ceil(FRAME_SIZE) + (1 + u64::from(self.buses)) * switches + 2
+            }
+        };
+        (own + u64::from(self.page_tables)) * FRAME_SIZE
+    }
+}
 
 /// The frames of one physical range, and which of them are in use.
 ///

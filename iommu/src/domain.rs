@@ -5,7 +5,7 @@ use core::fmt;
 use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange};
 use heapless::Vec;
 
-use crate::paging::{MapError, UnmapError};
+use crate::paging::{Leaf, MapError, UnmapError};
 use crate::retired::RetiredTables;
 use crate::{Access, INTERRUPT_RANGE};
 
@@ -83,6 +83,10 @@ impl Domains {
         self.domains.iter_mut().find(|domain| domain.id == id)
     }
 
+    pub(crate) fn ids(&self) -> impl Iterator<Item = DomainId> + '_ {
+        self.iter().map(|domain| domain.id)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Domain> {
         self.domains.iter()
     }
@@ -142,6 +146,22 @@ impl Domains {
         }
         Ok(domain)
     }
+}
+
+/// Whether all of `memory` is mapped at equal addresses, for reading and writing.
+pub(crate) fn maps_identically(memory: PhysRange, translate: impl Fn(u64) -> Option<Leaf>) -> bool {
+    let mut at = memory.base().0;
+    while at < memory.end().0 {
+        match translate(at) {
+            Some(leaf)
+                if leaf.iova == leaf.memory.base().0 && leaf.access == Access::READ_WRITE =>
+            {
+                at = leaf.memory.end().0;
+            }
+            _ => return false,
+        }
+    }
+    true
 }
 
 /// What a mapping must keep to, whichever domain it is in.

@@ -65,8 +65,10 @@ pub(crate) struct DeviceChange {
 
 /// An interrupt entry that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct InterruptChange<H> {
-    pub(crate) handle: H,
+pub(crate) struct InterruptChange {
+    pub(crate) source: RequesterId,
+    /// Its index; 0 where a device's entries are invalidated all at once.
+    pub(crate) index: u16,
     pub(crate) retire: bool,
 }
 
@@ -76,13 +78,13 @@ pub(crate) struct InterruptChange<H> {
 /// gone through `flush`, or `submit` and `wait`, of the unit it came from. Several can be
 /// [merged](Self::merge) and share one invalidation. To drop one is to leave the unit with stale
 /// entries; nothing is reused before that is made up for, and the unit's `invalidate_everything`
-/// does so. `H` is what names an interrupt entry.
+/// does so.
 #[must_use = "the unit may go on using what was changed until this is flushed"]
-#[derive(Clone, Debug)]
-pub struct Pending<H> {
+#[derive(Clone, Debug, Default)]
+pub struct Pending {
     devices: Scope<DeviceChange>,
     domains: Scope<DomainId>,
-    interrupts: Scope<InterruptChange<H>>,
+    interrupts: Scope<InterruptChange>,
     /// Tables were stored to, which matters to VT-d units with CAP.RWBF.
     pub(crate) stored: bool,
     /// Entries were retired that it keeps no note of; they are to be looked for afterwards.
@@ -93,21 +95,7 @@ pub struct Pending<H> {
     pub(crate) mixed: bool,
 }
 
-impl<H> Default for Pending<H> {
-    fn default() -> Self {
-        Self {
-            devices: Scope::default(),
-            domains: Scope::default(),
-            interrupts: Scope::default(),
-            stored: false,
-            sweep: false,
-            unit: None,
-            mixed: false,
-        }
-    }
-}
-
-impl<H: Copy + PartialEq> Pending<H> {
+impl Pending {
     /// Nothing to invalidate: where a loop of merges begins.
     pub fn none() -> Self {
         Self::default()
@@ -162,7 +150,7 @@ impl<H: Copy + PartialEq> Pending<H> {
         self
     }
 
-    pub(crate) fn with_interrupt(mut self, change: InterruptChange<H>) -> Self {
+    pub(crate) fn with_interrupt(mut self, change: InterruptChange) -> Self {
         let retired = change.retire || self.retires_interrupt();
         self.interrupts.insert(change);
         self.sweep |= retired && self.interrupts.is_all();
@@ -224,7 +212,7 @@ impl<H: Copy + PartialEq> Pending<H> {
         self.devices.items()
     }
 
-    pub(crate) fn interrupts(&self) -> &[InterruptChange<H>] {
+    pub(crate) fn interrupts(&self) -> &[InterruptChange] {
         self.interrupts.items()
     }
 

@@ -284,7 +284,7 @@ fn a_record_that_does_not_fit_the_registers_is_refused() {
         let mut state = good;
         change(&mut state);
         match refusal(&fence, &state) {
-            AdoptError::Mismatch { register, .. } => assert_eq!(register, wanted),
+            AdoptError::Mismatch { register, .. } => assert_eq!(register, wanted.into()),
             error => panic!("{wanted}: {error}"),
         }
     }
@@ -333,7 +333,7 @@ fn registers_that_are_not_those_of_a_running_fence_are_refused() {
             matches!(
                 refusal(&fence, &state),
                 AdoptError::Mismatch {
-                    register: Register::GlobalStatus,
+                    register: iommu::Register::VtD(Register::GlobalStatus),
                     ..
                 }
             ),
@@ -352,7 +352,7 @@ fn registers_that_are_not_those_of_a_running_fence_are_refused() {
     assert_eq!(
         refusal(&fence, &state),
         AdoptError::Mismatch {
-            register: Register::RootTableAddress,
+            register: iommu::Register::VtD(Register::RootTableAddress),
             recorded: root,
             found: root + 0x1000,
         }
@@ -470,7 +470,7 @@ fn hostile_tables_are_refused() {
             "one level more",
             e.context + 8,
             load(e.context + 8) + 1,
-            table_fault(|fault| *fault == TableFault::Width),
+            table_fault(|fault| *fault == TableFault::Levels),
         ),
         (
             "a context table outside the arena",

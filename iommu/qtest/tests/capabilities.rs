@@ -175,8 +175,7 @@ fn addresses_wider_than_the_unit_are_refused() {
         refusal("intremap=on", config),
         PrepareError::Probe(ProbeError::NoAddressWidth {
             iova_limit: 1 << 40,
-            supported_widths: 0b00010,
-            guest_address_bits: 39,
+            supported: 1 << 39,
         })
     );
 }

@@ -36,7 +36,7 @@ fn a_devices_own_entry_delivers_where_it_says() {
 fn the_message_is_in_remappable_format() {
     let mut fence = two();
     let handle = fence.interrupt(0, 0, 0x41);
-    assert_eq!(handle.message(), raw::message::remappable(handle.0));
+    assert_eq!(handle.message(), raw::message::remappable(handle.index));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn handles_that_are_not_set_are_dropped() {
     let own = fence.interrupt(0, 0, 0x41);
     let mut trace = fence.bus().trace();
     let entries = fence.raw().interrupt_table().1 as u16;
-    for handle in (0..entries).filter(|&handle| handle != own.0) {
+    for handle in (0..entries).filter(|&handle| handle != own.index) {
         fence.edu(0).set_message(raw::message::remappable(handle));
         fence.edu(0).raise();
     }
@@ -133,7 +133,7 @@ fn a_cleared_entry_drops_and_is_given_out_anew() {
     assert_eq!(delivered(&trace.take()), []);
     let table = fence.raw().interrupt_table().0;
     assert_eq!(
-        fence.bus().read(table + u64::from(handle.0) * 16, 16),
+        fence.bus().read(table + u64::from(handle.index) * 16, 16),
         [0; 16]
     );
     // Every entry can be had, this one among them, and then no more.
@@ -155,7 +155,7 @@ fn a_cleared_entry_drops_and_is_given_out_anew() {
             .driver
             .allocate_interrupt(source, target(1, 0x52))
             .map(drop),
-        Err(InterruptError::Full)
+        Err(InterruptError::Full(source))
     );
     // The old device still holds the handle, which is now another's.
     fence.edu(0).raise();

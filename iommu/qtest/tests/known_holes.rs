@@ -97,7 +97,7 @@ fn qemu_records_no_fault_of_interrupt_remapping() {
     let pending = fence.driver.clear_interrupt(own).unwrap();
     fence.flush(pending);
     let mut trace = fence.bus().trace();
-    for handle in [foreign.0, own.0, 0x0fff] {
+    for handle in [foreign.index, own.index, 0x0fff] {
         fence.edu(0).set_message(raw::message::remappable(handle));
         fence.edu(0).raise();
         assert_eq!(delivered(&trace.take()), [], "{handle} is dropped");

@@ -1,48 +1,11 @@
 //! The command buffer (section 2.4).
 
-use core::fmt;
-
 use handoff_abi::PhysAddr;
 
-use super::hardware::{Hardware, RegisterError};
+use super::hardware::Hardware;
 use super::spec::{Command, Control, Register, RingBase, Status};
 use crate::tables::{Tables, offset};
-use crate::{Deadline, RegisterIo, TableMemory};
-
-/// Why an invalidation was not done. What it was to invalidate may still be in use by devices:
-/// what was blocked stays blocked, and no memory or entry is reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum InvalidateError {
-    /// A register did not do what it should have. The command buffer's head stands for a wait that
-    /// was not completed in time.
-    Register(RegisterError),
-    /// The unit stopped at the batch each time it was given, with this status.
-    Refused(Status),
-    /// The changes are not, or not only, changes of this unit's tables.
-    ForeignUnit,
-}
-
-impl From<RegisterError> for InvalidateError {
-    fn from(error: RegisterError) -> Self {
-        Self::Register(error)
-    }
-}
-
-impl fmt::Display for InvalidateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Register(error) => write!(f, "invalidation not completed: {error}"),
-            Self::Refused(status) => {
-                write!(f, "invalidation refused, status {:#x}", status.bits())
-            }
-            Self::ForeignUnit => f.write_str("the changes are those of another unit"),
-        }
-    }
-}
-
-impl core::error::Error for InvalidateError {}
+use crate::{Deadline, InvalidateError, RegisterError, RegisterIo, TableMemory};
 
 /// How a look at commands under way ended.
 enum Progress {
@@ -186,7 +149,10 @@ impl CommandBuffer {
                 }
             }
         }
-        Err(InvalidateError::Refused(refused))
+        Err(InvalidateError::Refused {
+            register: Register::Status.into(),
+            value: refused.bits(),
+        })
     }
 
     fn submit_once<R: RegisterIo, M: TableMemory, C: Deadline>(
@@ -253,7 +219,10 @@ impl CommandBuffer {
                 }
             }
         }
-        Err(InvalidateError::Refused(refused))
+        Err(InvalidateError::Refused {
+            register: Register::Status.into(),
+            value: refused.bits(),
+        })
     }
 
     fn look<R: RegisterIo, M: TableMemory, C: Deadline>(
@@ -281,10 +250,10 @@ impl CommandBuffer {
                 }
             }
             if expired {
-                return Err(RegisterError::Timeout {
-                    register: Register::CommandBufferHead,
-                    last: hardware.read(Register::CommandBufferHead),
-                });
+                return Err(RegisterError::timeout(
+                    Register::CommandBufferHead,
+                    hardware.read(Register::CommandBufferHead),
+                ));
             }
         }
     }

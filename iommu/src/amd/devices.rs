@@ -1,60 +1,13 @@
 //! Attaching devices to domains and blocking them: the device table.
 
-use core::fmt;
-
 use handoff_abi::{DomainId, PhysAddr, PhysRange, RequesterId};
 
-use super::pending::Pending;
 use super::spec::DeviceEntry;
 use super::unit::Unit;
+use crate::domain::maps_identically;
 use crate::pending::DeviceChange;
 use crate::tables::offset;
-use crate::{Access, Deadline, RegisterIo, TableMemory};
-
-/// Why a device was not attached. Nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum AttachError {
-    /// The unit has no domain with this id.
-    UnknownDomain(DomainId),
-    /// The device is attached to a domain.
-    AlreadyAttached {
-        /// The device.
-        requester: RequesterId,
-        /// The domain it is attached to.
-        domain: DomainId,
-    },
-    /// The device was blocked and that was not flushed.
-    NotFlushed(RequesterId),
-    /// Firmware needs the device to reach this memory at the same device addresses, and in the
-    /// domain it does not.
-    ReservedNotMapped {
-        /// The device.
-        requester: RequesterId,
-        /// The memory.
-        memory: PhysRange,
-    },
-}
-
-impl fmt::Display for AttachError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownDomain(domain) => write!(f, "no domain {domain}"),
-            Self::AlreadyAttached { requester, domain } => {
-                write!(f, "{requester} is attached to domain {domain}")
-            }
-            Self::NotFlushed(requester) => {
-                write!(f, "{requester} was blocked and that was not flushed")
-            }
-            Self::ReservedNotMapped { requester, memory } => {
-                write!(f, "{requester} must reach {memory} and would not")
-            }
-        }
-    }
-}
-
-impl core::error::Error for AttachError {}
+use crate::{AttachError, Deadline, Pending, RegisterIo, TableMemory};
 
 /// The buses that have, or had, a device whose entry is not the one that denies everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,28 +97,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             return Err(AttachError::NotFlushed(requester));
         }
         for &memory in reserved {
-            if !self.maps_identically(domain, memory) {
+            if !maps_identically(memory, |at| self.translate(domain, at)) {
                 return Err(AttachError::ReservedNotMapped { requester, memory });
             }
         }
         self.install_device(requester, domain, root);
         Ok(self.attached_pending(requester, domain))
-    }
-
-    /// Whether a domain maps all of `memory` at equal addresses, for reading and writing.
-    fn maps_identically(&self, domain: DomainId, memory: PhysRange) -> bool {
-        let mut at = memory.base().0;
-        while at < memory.end().0 {
-            match self.translate(domain, at) {
-                Some(leaf)
-                    if leaf.iova == leaf.memory.base().0 && leaf.access == Access::READ_WRITE =>
-                {
-                    at = leaf.memory.end().0;
-                }
-                _ => return false,
-            }
-        }
-        true
     }
 
     /// Writes the memory half of the entry of a device that is denied, and of which the unit has

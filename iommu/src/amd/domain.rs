@@ -2,13 +2,12 @@
 
 use handoff_abi::{DomainId, PhysAddr, PhysRange};
 
-use super::pending::Pending;
 use super::probe::Capabilities;
 use super::spec::PageEntry;
 use super::unit::Unit;
 use crate::domain::{Bounds, DomainError};
 use crate::paging::{Leaf, MapError, Mapper, Shape, UnmapError, for_leaves, translate};
-use crate::{Access, Deadline, RegisterIo, TableMemory};
+use crate::{Access, Deadline, Pending, RegisterIo, TableMemory};
 
 /// Addresses that HyperTransport uses for messages (section 2.1.4.2); no unit translates them or has
 /// memory there.

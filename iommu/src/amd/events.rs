@@ -2,13 +2,12 @@
 
 use handoff_abi::PhysAddr;
 
-use super::commands::InvalidateError;
-use super::hardware::{Hardware, RegisterError};
+use super::hardware::Hardware;
 use super::probe::Capabilities;
 use super::spec::{Control, Event, EventKind, Register, RingBase, Status};
 use super::unit::Unit;
 use crate::tables::{Tables, offset};
-use crate::{Deadline, Fault, FaultCount, RegisterIo, TableMemory};
+use crate::{Deadline, Fault, FaultCount, InvalidateError, RegisterError, RegisterIo, TableMemory};
 
 /// The ring into which the unit writes events.
 #[derive(Clone, Debug)]

@@ -1,42 +1,7 @@
 //! The registers of one unit, with every poll bounded.
 
-use core::fmt;
-
 use super::spec::{Control, Register, Status};
-use crate::{Deadline, RegisterIo};
-
-/// A register did not do what it should have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum RegisterError {
-    /// The register did not reach the state that was waited for in time.
-    Timeout {
-        /// The register.
-        register: Register,
-        /// What it held last.
-        last: u64,
-    },
-    /// The register reads as all ones: the unit is switched off or hidden.
-    Gone {
-        /// The register.
-        register: Register,
-    },
-}
-
-impl fmt::Display for RegisterError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Timeout { register, last } => write!(
-                f,
-                "the {register} register did not settle in time, it holds {last:#x}"
-            ),
-            Self::Gone { register } => write!(f, "the {register} register reads as all ones"),
-        }
-    }
-}
-
-impl core::error::Error for RegisterError {}
+use crate::{Deadline, RegisterError, RegisterIo};
 
 /// Registers and clock of one unit.
 #[derive(Debug)]
@@ -62,7 +27,7 @@ impl<R: RegisterIo, C: Deadline> Hardware<R, C> {
     /// As [`read`](Self::read), for a register that is never all ones.
     pub(super) fn read_present(&mut self, register: Register) -> Result<u64, RegisterError> {
         match self.read(register) {
-            u64::MAX => Err(RegisterError::Gone { register }),
+            u64::MAX => Err(RegisterError::gone(register)),
             value => Ok(value),
         }
     }
@@ -87,10 +52,7 @@ impl<R: RegisterIo, C: Deadline> Hardware<R, C> {
                 return Ok(value);
             }
             if expired {
-                return Err(RegisterError::Timeout {
-                    register,
-                    last: value,
-                });
+                return Err(RegisterError::timeout(register, value));
             }
         }
     }

@@ -1,78 +1,14 @@
 //! Interrupt remapping tables, one for each device that has interrupts.
 
-use core::fmt;
+use handoff_abi::{ApicId, FRAME_SIZE, InterruptTarget, PhysAddr, RequesterId, UnitKind};
 
-use handoff_abi::{ApicId, FRAME_SIZE, InterruptTarget, PhysAddr, RequesterId};
-
-use super::pending::Pending;
-use super::spec::{DeviceEntry, InterruptEntry, InterruptFormat, InterruptHandle};
+use super::spec::{DeviceEntry, InterruptEntry, InterruptFormat};
 use super::unit::Unit;
 use crate::pending::{DeviceChange, InterruptChange};
 use crate::tables::{Tables, offset};
-use crate::{Deadline, RegisterIo, TableMemory};
-
-/// Why an interrupt entry was not changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum InterruptError {
-    /// The vector is below 16, or the APIC id means all processors or does not fit (8 bits unless
-    /// [`InterruptFormat::Bits128X2Apic`]).
-    BadTarget(InterruptTarget),
-    /// There is no such index: it is that of a vector below 16, or of a delivery mode that is
-    /// neither fixed nor lowest priority.
-    BadIndex(InterruptHandle),
-    /// The entry is not set.
-    NotSet(InterruptHandle),
-    /// The entry is set, or was cleared and that was not flushed.
-    InUse(InterruptHandle),
-    /// Every entry of the device's table is in use.
-    Full(RequesterId),
-    /// The arena has no room for another table.
-    ArenaFull,
-    /// Too many tables took the place of others, and that was not flushed.
-    NotFlushed,
-}
-
-impl fmt::Display for InterruptError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadTarget(target) => write!(
-                f,
-                "vector {} of processor {} is not a target",
-                target.vector, target.destination
-            ),
-            Self::BadIndex(handle) => {
-                write!(f, "{} has no interrupt {:#x}", handle.source, handle.index)
-            }
-            Self::NotSet(handle) => write!(
-                f,
-                "interrupt {:#x} of {} is not set",
-                handle.index, handle.source
-            ),
-            Self::InUse(handle) => write!(
-                f,
-                "interrupt {:#x} of {} is in use",
-                handle.index, handle.source
-            ),
-            Self::Full(source) => write!(f, "every interrupt of {source} is in use"),
-            Self::ArenaFull => f.write_str("the arena is full"),
-            Self::NotFlushed => f.write_str("too many interrupt tables wait for a flush"),
-        }
-    }
-}
-
-impl core::error::Error for InterruptError {}
-
-/// An interrupt entry that is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Interrupt {
-    /// Its device and index.
-    pub handle: InterruptHandle,
-    /// Where they go.
-    pub target: InterruptTarget,
-}
+use crate::{
+    Deadline, Interrupt, InterruptError, InterruptHandle, Pending, RegisterIo, TableMemory,
+};
 
 /// A table that another took the place of.
 #[derive(Clone, Copy, Debug)]
@@ -159,6 +95,10 @@ impl InterruptTable {
     }
 }
 
+const fn handle(source: RequesterId, index: u16) -> InterruptHandle {
+    InterruptHandle::new(UnitKind::AmdVi, source, index)
+}
+
 /// The vectors that an entry can be for.
 const VECTORS: core::ops::RangeInclusive<u16> = InterruptEntry::FIRST_VECTOR as u16..=255;
 
@@ -172,7 +112,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     }
 
     fn load_interrupt(&self, handle: InterruptHandle) -> Option<(InterruptTable, InterruptEntry)> {
-        if handle.index >= InterruptHandle::ENTRIES {
+        if handle.index >= InterruptFormat::ENTRIES {
             return None;
         }
         let table = self.interrupt_table(handle.source)?;
@@ -217,7 +157,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         self.installs = self.installs.wrapping_add(1);
         self.buses.mark(source);
         let pending = self.pending().with_interrupt(InterruptChange {
-            handle: source,
+            source,
+            index: 0,
             retire: false,
         });
         let Some(table) = fresh else {
@@ -226,7 +167,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let entry = self.entry(source);
         let quiet = entry.0[2] & DeviceEntry::IGNORE_INTERRUPTS;
         let at = offset(self.slot(source), 16);
-        let word = DeviceEntry::interrupts(table.base, InterruptHandle::LOG_ENTRIES);
+        let word = DeviceEntry::interrupts(table.base, InterruptFormat::LOG_ENTRIES);
         self.tables.store_and_publish(at, word | quiet);
         if let Some(prepared) = self.prepared_slot(source) {
             self.tables
@@ -261,7 +202,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             .ok_or(InterruptError::Full(source))?;
         table.install(&mut self.tables, index, entry);
         let pending = self.changed(source, fresh.then_some(table));
-        Ok((InterruptHandle { source, index }, pending))
+        Ok((handle(source, index), pending))
     }
 
     /// As [`allocate_interrupt`](Self::allocate_interrupt), for an index that is given: what an I/O
@@ -275,7 +216,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         target: InterruptTarget,
     ) -> Result<Pending, InterruptError> {
         let entry = self.entry_for(target)?;
-        if handle.index >= InterruptHandle::ENTRIES || !VECTORS.contains(&(handle.index & 0xff)) {
+        if handle.index >= InterruptFormat::ENTRIES || !VECTORS.contains(&(handle.index & 0xff)) {
             return Err(InterruptError::BadIndex(handle));
         }
         if let Some((_, entry)) = self.load_interrupt(handle)
@@ -306,15 +247,15 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         };
         self.entry_for(target(255))?;
         if let Some(table) = self.interrupt_table(source)
-            && let Some(index) = (0..InterruptHandle::ENTRIES)
+            && let Some(index) = (0..InterruptFormat::ENTRIES)
                 .find(|&index| !table.load(&self.tables, index).is_empty())
         {
-            return Err(InterruptError::InUse(InterruptHandle { source, index }));
+            return Err(InterruptError::InUse(handle(source, index)));
         }
         let (table, fresh) = self.table_made(source)?;
         for vector in VECTORS {
             let entry = self.entry_for(target(vector))?;
-            for index in [vector, InterruptHandle::LOWEST_PRIORITY + vector] {
+            for index in [vector, InterruptFormat::LOWEST_PRIORITY + vector] {
                 table.install(&mut self.tables, index, entry);
             }
         }
@@ -378,7 +319,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
                 _ => entry,
             }
         };
-        let entries = 0..InterruptHandle::ENTRIES;
+        let entries = 0..InterruptFormat::ENTRIES;
         if entries.clone().any(|index| {
             let entry = table.load(&self.tables, index);
             change(entry).high != entry.high
@@ -410,7 +351,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             return Err(InterruptError::NotFlushed);
         }
         let new = self.new_table()?;
-        for index in 0..InterruptHandle::ENTRIES {
+        for index in 0..InterruptFormat::ENTRIES {
             let entry = change(index, old.load(&self.tables, index));
             if !entry.is_empty() {
                 new.install(&mut self.tables, index, entry);
@@ -436,7 +377,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             let device =
                 pending.all_devices() || pending.devices().iter().any(|d| d.requester == source);
             let entries =
-                pending.all_interrupts() || pending.interrupts().iter().any(|i| i.handle == source);
+                pending.all_interrupts() || pending.interrupts().iter().any(|i| i.source == source);
             if !device || !entries || replaced.tag > proved {
                 return true;
             }
@@ -466,7 +407,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let Some(table) = self.interrupt_table(source) else {
             return Pending::none();
         };
-        for index in 0..InterruptHandle::ENTRIES {
+        for index in 0..InterruptFormat::ENTRIES {
             let entry = table.load(&self.tables, index);
             self.retire_interrupt(table, index, entry);
         }
@@ -484,7 +425,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     fn cleared(&mut self, source: RequesterId) -> Pending {
         self.retirement_begun();
         self.pending().with_interrupt(InterruptChange {
-            handle: source,
+            source,
+            index: 0,
             retire: true,
         })
     }
@@ -492,7 +434,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// Zeroes the cleared entries of a device, which were invalidated.
     pub(super) fn empty_retired_interrupts(&mut self, source: RequesterId) {
         if let Some(table) = self.interrupt_table(source) {
-            for index in 0..InterruptHandle::ENTRIES {
+            for index in 0..InterruptFormat::ENTRIES {
                 table.empty(&mut self.tables, index);
             }
         }
@@ -514,7 +456,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             .devices()
             .filter(|&source| self.interrupt_table(source).is_some())
             .flat_map(|source| {
-                (0..InterruptHandle::ENTRIES).map(move |index| InterruptHandle { source, index })
+                (0..InterruptFormat::ENTRIES).map(move |index| handle(source, index))
             })
             .filter_map(|handle| self.interrupt(handle))
     }

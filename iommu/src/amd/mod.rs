@@ -70,17 +70,14 @@ mod state;
 mod switch;
 mod unit;
 
-pub use adopt::{AdoptError, TableFault};
-pub use commands::InvalidateError;
-pub use devices::AttachError;
-pub use hardware::RegisterError;
-pub use interrupts::{Interrupt, InterruptError};
-pub use moves::{Installed, MoveError, Moving};
-pub use pending::Pending;
-pub use probe::{Capabilities, ProbeError};
-pub use spec::{CapabilityHeader, InterruptFormat, InterruptHandle};
+pub use probe::Capabilities;
+pub use spec::{CapabilityHeader, InterruptFormat};
 pub use state::{DomainState, State};
-pub use switch::PreparedMove;
-pub use unit::{Config, EnableError, PrepareError, Submitted, Unit};
+pub use unit::{Config, Unit};
 
-pub use crate::{DomainError, Leaf, MAX_DOMAINS, MapError, SELECTIVE_LIMIT, UnmapError};
+pub use crate::{
+    AdoptError, AttachError, DomainError, EnableError, Installed, Interrupt, InterruptError,
+    InterruptHandle, InvalidateError, Leaf, MAX_DOMAINS, MapError, MoveError, Moving, Pending,
+    PrepareError, PreparedMove, ProbeError, RegisterError, SELECTIVE_LIMIT, Submitted, TableFault,
+    TriggerMode, UnmapError,
+};

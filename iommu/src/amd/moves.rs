@@ -1,78 +1,13 @@
 //! Moving many devices from domain to domain with one invalidation.
 
-use core::fmt;
-
 use handoff_abi::{DomainId, PhysAddr, RequesterId};
 
-use super::commands::InvalidateError;
-use super::devices::AttachError;
-use super::pending::Pending;
-use super::switch::Switched;
-use super::unit::{Submitted, Unit};
+use super::unit::Unit;
 use crate::pending::SELECTIVE_LIMIT;
-use crate::{Deadline, MoveMethod, RegisterIo, TableMemory};
-
-/// Why devices were not moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum MoveError {
-    /// A device or the domain cannot be used. If this comes from the start of a move, nothing was
-    /// changed.
-    Attach(AttachError),
-    /// The unit did not finish the invalidation. Every device of the move is blocked.
-    Invalidate(InvalidateError),
-    /// The devices are in the new domain, but the unit did not finish the invalidation that tells
-    /// it so: each reaches the new domain or nothing.
-    Install(InvalidateError),
-}
-
-impl From<AttachError> for MoveError {
-    fn from(error: AttachError) -> Self {
-        Self::Attach(error)
-    }
-}
-
-impl From<InvalidateError> for MoveError {
-    fn from(error: InvalidateError) -> Self {
-        Self::Invalidate(error)
-    }
-}
-
-impl fmt::Display for MoveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Attach(error) => error.fmt(f),
-            Self::Invalidate(error) => write!(f, "devices stay blocked: {error}"),
-            Self::Install(error) => write!(f, "devices may stay blocked: {error}"),
-        }
-    }
-}
-
-impl core::error::Error for MoveError {}
-
-/// A move under way: its devices are blocked in the tables and the invalidation was submitted, or,
-/// for a [switch](MoveMethod::Switch), the tables are exchanged. [`Unit::finish_move`] completes it;
-/// without that it is not known what the devices reach.
-#[must_use = "the devices are not moved until the move is finished"]
-#[derive(Debug)]
-pub struct Moving<'a> {
-    pub(super) devices: &'a [RequesterId],
-    pub(super) to: Option<DomainId>,
-    pub(super) method: MoveMethod,
-    pub(super) submitted: Submitted,
-    pub(super) switched: Option<Switched>,
-}
-
-/// A move whose devices are in the new domain in the tables; the unit may still have in its caches
-/// that they were blocked. [`Unit::wait_installed`] completes it.
-#[must_use = "the unit may go on refusing the devices until this was waited for"]
-#[derive(Debug)]
-pub struct Installed<'a> {
-    devices: &'a [RequesterId],
-    method: MoveMethod,
-    submitted: Option<Submitted>,
-}
+use crate::{
+    AttachError, Deadline, Installed, MoveError, MoveMethod, Moving, Pending, RegisterIo,
+    TableMemory,
+};
 
 /// The devices that are invalidated one by one.
 const fn one_by_one(method: MoveMethod, devices: &[RequesterId]) -> &[RequesterId] {

@@ -4,10 +4,7 @@ use handoff_abi::{DomainId, RequesterId};
 
 use super::devices::Buses;
 use super::spec::Command;
-
-/// Changes of an AMD-Vi unit's tables that the unit may not have noticed yet. Interrupt entries
-/// are invalidated by device, all at once.
-pub type Pending = crate::Pending<RequesterId>;
+use crate::Pending;
 
 /// What the unit may have in its caches, for units that have no command that invalidates all.
 #[derive(Clone, Copy, Debug)]
@@ -58,8 +55,8 @@ pub(super) fn commands<'a>(
         .enumerate()
         .filter_map(|(i, c)| {
             let earlier = pending.interrupts().get(..i).unwrap_or(&[]);
-            let first = !earlier.iter().any(|d| d.handle == c.handle);
-            first.then_some(c.handle)
+            let first = !earlier.iter().any(|d| d.source == c.source);
+            first.then_some(c.source)
         })
         .chain(every(pending.all_interrupts()))
         .map(Command::interrupt_table);
@@ -107,7 +104,8 @@ mod tests {
 
     fn interrupts(requester: u16) -> Pending {
         Pending::stored(UNIT).with_interrupt(InterruptChange {
-            handle: RequesterId(requester),
+            source: RequesterId(requester),
+            index: 0,
             retire: true,
         })
     }

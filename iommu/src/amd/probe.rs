@@ -1,69 +1,10 @@
 //! What a unit can do, and whether that is enough.
 
-use core::fmt;
-
 use handoff_abi::PhysRange;
 
 use super::spec::{CapabilityHeader, ExtendedFeature, InterruptFormat, Register};
 use super::unit::Config;
-use crate::RegisterIo;
-
-/// Why a unit cannot be used as a fence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum ProbeError {
-    /// Its registers read as all ones: it is switched off or hidden.
-    Gone,
-    /// [`Config::capability`] is not the header of an IOMMU's capability block.
-    NotAnIommu(CapabilityHeader),
-    /// Interrupt entries of this format were asked for and it has none (GASup, XTSup).
-    NoInterruptFormat(InterruptFormat),
-    /// No table depth it supports (HATS) reaches the device addresses asked for.
-    NoAddressWidth {
-        /// The limit that was asked for.
-        iova_limit: u64,
-        /// The most levels it supports; `None` where it translates no host addresses at all.
-        max_levels: Option<u32>,
-    },
-    /// Some of its registers lie outside the window.
-    WindowTooSmall {
-        /// The window.
-        window: PhysRange,
-        /// How many bytes it must have.
-        needed: u64,
-    },
-}
-
-impl fmt::Display for ProbeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gone => f.write_str("the unit's registers read as all ones"),
-            Self::NotAnIommu(header) => {
-                write!(f, "{:#010x} is not an IOMMU's capability", header.bits())
-            }
-            Self::NoInterruptFormat(format) => {
-                write!(f, "the unit has no interrupt entries of format {format:?}")
-            }
-            Self::NoAddressWidth {
-                iova_limit,
-                max_levels,
-            } => write!(
-                f,
-                "no table depth reaches {iova_limit:#x} (at most {} levels)",
-                max_levels.unwrap_or(0)
-            ),
-            Self::WindowTooSmall { window, needed } => {
-                write!(
-                    f,
-                    "register window {window} is shorter than {needed:#x} bytes"
-                )
-            }
-        }
-    }
-}
-
-impl core::error::Error for ProbeError {}
+use crate::{ProbeError, RegisterIo};
 
 /// The capability header and the extended features of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +61,14 @@ impl Capabilities {
             && self.features.max_levels().is_some_and(|max| levels <= max)
     }
 
+    /// The first device address that no supported tables translate.
+    fn widest(&self) -> u64 {
+        Self::LEVELS
+            .into_iter()
+            .rfind(|&levels| self.supports(levels))
+            .map_or(0, Self::limit_of)
+    }
+
     /// The first device address that tables of this depth do not translate.
     #[must_use]
     pub const fn limit_of(levels: u32) -> u64 {
@@ -160,7 +109,7 @@ impl Capabilities {
         self.levels_for(config.iova_limit)
             .ok_or(ProbeError::NoAddressWidth {
                 iova_limit: config.iova_limit,
-                max_levels: self.features.max_levels(),
+                supported: self.widest(),
             })
     }
 }

@@ -3,11 +3,10 @@
 use handoff_abi::DomainId;
 pub use handoff_abi::{AmdViState as State, VtdDomain as DomainState};
 
-use super::hardware::RegisterError;
 use super::spec::DeviceTableBase;
 use super::unit::Unit;
 use crate::domain::MAX_DOMAINS;
-use crate::{Deadline, RegisterIo, TableMemory};
+use crate::{Deadline, RegisterError, RegisterIo, TableMemory};
 
 const _: () = assert!(State::MAX_DOMAINS == MAX_DOMAINS);
 

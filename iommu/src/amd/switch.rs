@@ -3,15 +3,15 @@
 use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, RequesterId};
 use heapless::Vec;
 
-use super::commands::InvalidateError;
-use super::devices::AttachError;
-use super::moves::{MoveError, Moving};
-use super::pending::Pending;
 use super::spec::{DeviceEntry, DeviceTableBase, Register};
-use super::unit::{Phase, Submitted, Unit};
+use super::unit::{Phase, Unit};
 use crate::domain::MAX_DOMAINS;
+use crate::moving::Switched;
 use crate::tables::offset;
-use crate::{Deadline, MoveMethod, RegisterIo, SELECTIVE_LIMIT, TableMemory};
+use crate::{
+    AttachError, Deadline, InvalidateError, MoveError, MoveMethod, Moving, Pending, PreparedMove,
+    RegisterIo, SELECTIVE_LIMIT, Submitted, TableMemory,
+};
 
 /// A device table that is not in force.
 #[derive(Clone, Copy, Debug)]
@@ -21,33 +21,6 @@ pub(super) struct Spare {
     pub(super) forgotten: bool,
     /// The generation of the table in force that it was made from.
     made_from: Option<u64>,
-}
-
-/// A move that is ready to be made, see [`Unit::prepare_move`].
-#[derive(Debug)]
-pub struct PreparedMove<'a> {
-    devices: &'a [RequesterId],
-    to: Option<DomainId>,
-    method: MoveMethod,
-    /// The generation of the device table it was prepared for.
-    generation: u64,
-    /// How many devices each domain will have, in the order of the domains.
-    counts: Vec<u32, MAX_DOMAINS>,
-}
-
-impl PreparedMove<'_> {
-    /// How the devices will be moved, if no other device is attached or blocked before.
-    #[must_use]
-    pub const fn method(&self) -> MoveMethod {
-        self.method
-    }
-}
-
-/// What the end of a switch has to know.
-#[derive(Debug)]
-pub(super) struct Switched {
-    generation: u64,
-    counts: Vec<u32, MAX_DOMAINS>,
 }
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {

@@ -1,16 +1,14 @@
 //! One remapping unit: how it is brought up, and what all parts of the driver share.
 
-use core::fmt;
-
 use handoff_abi::{DomainId, PhysAddr, PhysRange};
 
-use super::commands::{CommandBuffer, InvalidateError};
+use super::commands::CommandBuffer;
 use super::devices::Buses;
 use super::events::EventLog;
-use super::hardware::{Hardware, RegisterError};
+use super::hardware::Hardware;
 use super::interrupts::Replaced;
-use super::pending::{Cached, Pending, commands, every_id};
-use super::probe::{Capabilities, ProbeError};
+use super::pending::{Cached, commands, every_id};
+use super::probe::Capabilities;
 use super::spec::{
     CapabilityHeader, Control, DeviceEntry, DeviceTableBase, InterruptFormat, Register, RingBase,
     Status,
@@ -20,7 +18,10 @@ use crate::arena::Arena;
 use crate::domain::{Domains, MAX_DOMAINS};
 use crate::paging::Shape;
 use crate::tables::{Tables, offset};
-use crate::{ArenaError, Deadline, LeafSize, RegisterIo, TableMemory};
+use crate::{
+    Deadline, EnableError, InvalidateError, LeafSize, Pending, PrepareError, RegisterError,
+    RegisterIo, Submitted, TableMemory,
+};
 
 /// What the embedder knows of a unit and wants of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,105 +102,6 @@ impl Config {
     }
 }
 
-/// Why a unit's tables could not be laid out. No register was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum PrepareError {
-    /// The unit is not fit for use.
-    Probe(ProbeError),
-    /// The arena is no arena.
-    Arena(ArenaError),
-    /// The arena has too few frames for the tables every unit has.
-    ArenaFull,
-    /// The arena does not lie below 4 GiB, where any kernel can take the tables over.
-    ArenaTooHigh(PhysRange),
-    /// [`Config::host_address_bits`] is not from 12 to 52.
-    HostAddressBits(u8),
-}
-
-impl fmt::Display for PrepareError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Probe(error) => error.fmt(f),
-            Self::Arena(error) => error.fmt(f),
-            Self::ArenaFull => f.write_str("the arena is too small"),
-            Self::ArenaTooHigh(range) => write!(f, "arena {range} does not lie below 4 GiB"),
-            Self::HostAddressBits(bits) => {
-                write!(f, "{bits} is not a width of physical addresses")
-            }
-        }
-    }
-}
-
-impl core::error::Error for PrepareError {}
-
-/// Why a unit was not brought up, or not wholly. What it translates or blocks by then, it goes on
-/// to translate or block: nothing is switched off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum EnableError {
-    /// A register did not do what it should have.
-    Register(RegisterError),
-    /// An invalidation was not done.
-    Invalidate(InvalidateError),
-    /// Firmware left the unit on with interrupt entries of another format, which cannot be
-    /// exchanged together with the device table. No register was written.
-    InterruptFormat {
-        /// The control register.
-        control: Control,
-    },
-    /// A device table entry does not deny what it should, or the table is not whole: the memory
-    /// does not hold what was stored. The unit was not told of it.
-    DeviceTable {
-        /// Where the entry lies.
-        entry: PhysAddr,
-    },
-}
-
-impl From<RegisterError> for EnableError {
-    fn from(error: RegisterError) -> Self {
-        Self::Register(error)
-    }
-}
-
-impl From<InvalidateError> for EnableError {
-    fn from(error: InvalidateError) -> Self {
-        Self::Invalidate(error)
-    }
-}
-
-impl fmt::Display for EnableError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Register(error) => error.fmt(f),
-            Self::Invalidate(error) => error.fmt(f),
-            Self::InterruptFormat { control } => write!(
-                f,
-                "the unit is on with interrupt entries of another format, control {:#x}",
-                control.bits()
-            ),
-            Self::DeviceTable { entry } => {
-                write!(f, "the device table entry at {entry} lets requests pass")
-            }
-        }
-    }
-}
-
-impl core::error::Error for EnableError {}
-
-/// A batch of invalidations that was given to the unit. Only [`Unit::wait`] tells when it is done.
-#[must_use = "the invalidation is done only when it was waited for"]
-#[derive(Debug)]
-pub struct Submitted {
-    pub(super) pending: Pending,
-    /// The number of its wait; `None` where the unit had nothing to do.
-    pub(super) sequence: Option<u64>,
-    /// [`Unit::installs`] when it was submitted.
-    pub(super) installs: u32,
-}
-
 /// Whether the unit uses the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -226,7 +128,7 @@ pub struct Unit<R, M, C> {
     pub(super) buses: Buses,
     pub(super) commands: CommandBuffer,
     pub(super) events: EventLog,
-    pub(super) domains: Domains,
+    pub(crate) domains: Domains,
     /// Interrupt tables that others took the place of and that the unit may still read.
     pub(super) replaced: heapless::Vec<Replaced, { Replaced::MAX }>,
     pub(super) phase: Phase,
@@ -271,8 +173,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let levels = capabilities
             .check(window, &config)
             .map_err(PrepareError::Probe)?;
-        if arena.end().0 > LOW_MEMORY || arena.end().0 > config.host_limit() {
-            return Err(PrepareError::ArenaTooHigh(arena));
+        let limit = config.host_limit().min(LOW_MEMORY);
+        if arena.end().0 > limit {
+            return Err(PrepareError::ArenaTooHigh { arena, limit });
         }
         let mut arena = Arena::new(arena).map_err(PrepareError::Arena)?;
         let mut tables = Tables {
@@ -452,7 +355,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     }
 
     fn domain_list(&self) -> heapless::Vec<DomainId, MAX_DOMAINS> {
-        self.domains.iter().map(|domain| domain.id).collect()
+        self.domains.ids().collect()
     }
 
     /// Waits until a batch is done. Then what it retired is free: blocked devices can be attached
@@ -566,7 +469,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         }
         for &change in pending.interrupts() {
             if change.retire {
-                self.empty_retired_interrupts(change.handle);
+                self.empty_retired_interrupts(change.source);
             }
         }
         self.release_replaced(pending, proved);
@@ -637,7 +540,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     /// The domains it has.
     pub fn domain_ids(&self) -> impl Iterator<Item = DomainId> + '_ {
-        self.domains.iter().map(|domain| domain.id)
+        self.domains.ids()
     }
 
     /// Gives registers, memory and clock back. The unit goes on as it was set up.

@@ -1,14 +1,12 @@
 //! Taking over a unit that runs, from the tables that are in force and the record that came with
 //! them.
 
-use core::fmt;
-
 use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange, RequesterId};
 
-use super::hardware::{Hardware, RegisterError};
+use super::hardware::Hardware;
 use super::interrupts::InterruptTable;
-use super::probe::{Capabilities, ProbeError};
-use super::queue::{InvalidateError, Queue};
+use super::probe::Capabilities;
+use super::queue::Queue;
 use super::spec::{
     AddressWidth, ContextEntry, ExtendedCapability, GlobalStatus, InterruptTableAddress,
     QueueAddress, Register, RootEntry, RootTableAddress, SecondStageEntry, TranslationMode,
@@ -16,139 +14,14 @@ use super::spec::{
 };
 use super::state::State;
 use super::unit::{Config, Phase, Unit};
+use crate::adopt::{StatusAddress, at_fault};
 use crate::arena::Arena;
 use crate::domain::{Domains, MAX_DOMAINS};
 use crate::paging::{for_leaves, index_shift};
 use crate::tables::{Tables, offset};
-use crate::{ArenaError, Deadline, INTERRUPT_RANGE, LeafSize, Reach, RegisterIo, TableMemory};
-
-/// What is wrong with an entry of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum TableFault {
-    /// It leads to something that is not a frame of the arena.
-    OutsideArena(PhysAddr),
-    /// It leads to a frame that something else leads to as well.
-    Shared(PhysAddr),
-    /// Bits are set, or clear, that the driver never leaves so.
-    ForeignBits(u64),
-    /// It lets requests through untranslated or translated already.
-    TranslationType(TranslationType),
-    /// Its width is not that of the record.
-    Width,
-    /// It pairs a domain id with tables that are not this domain's in the record.
-    Domain(DomainId),
-    /// It is a leaf of a size that the unit does not support, or is not aligned to it.
-    LeafSize,
-    /// It maps device addresses that the unit does not translate.
-    AddressTooWide(u64),
-    /// It maps memory beyond the machine's physical addresses.
-    MemoryTooHigh(PhysRange),
-    /// It maps the interrupt range, on one side or the other.
-    InterruptRange,
-    /// It maps the arena.
-    OwnTables(PhysRange),
-}
-
-impl fmt::Display for TableFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OutsideArena(at) => write!(f, "leads to {at}, outside the arena"),
-            Self::Shared(at) => write!(f, "leads to {at}, which has another use"),
-            Self::ForeignBits(bits) => write!(f, "holds {bits:#x}"),
-            Self::TranslationType(kind) => write!(f, "has the translation type {kind:?}"),
-            Self::Width => f.write_str("has another width than the record"),
-            Self::Domain(domain) => write!(f, "is not the domain {domain} of the record"),
-            Self::LeafSize => f.write_str("is a leaf of a size that is not possible"),
-            Self::AddressTooWide(iova) => write!(f, "maps {iova:#x}, beyond the width"),
-            Self::MemoryTooHigh(memory) => write!(f, "maps {memory}, which the machine lacks"),
-            Self::InterruptRange => f.write_str("maps the interrupt range"),
-            Self::OwnTables(memory) => write!(f, "maps {memory}, the unit's own tables"),
-        }
-    }
-}
-
-/// Why a unit was not taken over.
-///
-/// But for [`Register`](Self::Register) and [`Invalidate`](Self::Invalidate) nothing was written,
-/// neither to registers nor to tables. In every case the unit goes on as it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum AdoptError {
-    /// The unit is not fit for use.
-    Probe(ProbeError),
-    /// The arena is no arena.
-    Arena(ArenaError),
-    /// A field of the record has a value that it cannot have.
-    Record {
-        /// The field's name.
-        field: &'static str,
-        /// Its value.
-        value: u64,
-    },
-    /// A register is not as the record says, or not as a running fence has it.
-    Mismatch {
-        /// The register.
-        register: Register,
-        /// What the record says.
-        recorded: u64,
-        /// What the register holds.
-        found: u64,
-    },
-    /// A table is not as the driver leaves it.
-    Table {
-        /// Where the entry lies.
-        entry: PhysAddr,
-        /// What is wrong with it.
-        fault: TableFault,
-    },
-    /// The tables allow something that the caller does not.
-    NotAllowed(Reach),
-    /// A register did not do what it should have while the queue was taken over.
-    Register(RegisterError),
-    /// The invalidation that proves the queue taken over was not done.
-    Invalidate(InvalidateError),
-}
-
-impl From<RegisterError> for AdoptError {
-    fn from(error: RegisterError) -> Self {
-        Self::Register(error)
-    }
-}
-
-impl From<InvalidateError> for AdoptError {
-    fn from(error: InvalidateError) -> Self {
-        Self::Invalidate(error)
-    }
-}
-
-impl fmt::Display for AdoptError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Probe(error) => error.fmt(f),
-            Self::Arena(error) => error.fmt(f),
-            Self::Record { field, value } => {
-                write!(f, "the record's {field} cannot be {value:#x}")
-            }
-            Self::Mismatch {
-                register,
-                recorded,
-                found,
-            } => write!(
-                f,
-                "{register} holds {found:#x}, the record says {recorded:#x}"
-            ),
-            Self::Table { entry, fault } => write!(f, "the entry at {entry} {fault}"),
-            Self::NotAllowed(reach) => write!(f, "not allowed: {reach}"),
-            Self::Register(error) => error.fmt(f),
-            Self::Invalidate(error) => error.fmt(f),
-        }
-    }
-}
-
-impl core::error::Error for AdoptError {}
+use crate::{
+    AdoptError, Deadline, INTERRUPT_RANGE, LeafSize, Reach, RegisterIo, TableFault, TableMemory,
+};
 
 /// The walk through tables in force. It only reads.
 struct Walk<'a, M> {
@@ -159,10 +32,6 @@ struct Walk<'a, M> {
     largest: LeafSize,
     iova_limit: u64,
     host_limit: u64,
-}
-
-const fn at_fault(entry: PhysAddr, fault: TableFault) -> AdoptError {
-    AdoptError::Table { entry, fault }
 }
 
 impl<M: TableMemory> Walk<'_, M> {
@@ -326,7 +195,7 @@ impl<M: TableMemory> Walk<'_, M> {
             return bad(TableFault::TranslationType(entry.translation_type()));
         }
         if entry.width() != Some(self.width) {
-            return bad(TableFault::Width);
+            return bad(TableFault::Levels);
         }
         match self.domains.get(entry.domain()) {
             Some(domain) if domain.root == entry.root() => Ok(domain.id),
@@ -373,18 +242,18 @@ impl<M: TableMemory> Walk<'_, M> {
         table: &InterruptTable,
         allow: &mut impl FnMut(&Reach) -> bool,
     ) -> Result<(), AdoptError> {
-        for handle in table.handles() {
-            let entry = table.load(self.tables, handle);
+        for index in table.indices() {
+            let entry = table.load(self.tables, index);
             if !entry.is_present() {
                 continue;
             }
             if !entry.is_canonical(table.extended()) {
-                let at = offset(table.address().table(), u64::from(handle.0) * 16);
+                let at = offset(table.address().table(), u64::from(index) * 16);
                 return Err(at_fault(at, TableFault::ForeignBits(entry.low)));
             }
             let reach = Reach::Interrupt {
                 source: entry.source(),
-                index: handle.0,
+                index,
                 target: entry.target(table.extended()),
             };
             if !allow(&reach) {
@@ -457,9 +326,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         capabilities
             .check(window, &config)
             .map_err(AdoptError::Probe)?;
-        if capabilities.capability.supported_widths() >> width as u8 & 1 == 0
-            || capabilities.limit_of(width) < config.iova_limit
-        {
+        if !capabilities.supports(width) || capabilities.limit_of(width) < config.iova_limit {
             return Err(bad_width);
         }
         let mut hardware = Hardware::new(registers, clock, config.timeout_microseconds);
@@ -571,7 +438,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     fn take_over_queue(&mut self, state: &State) -> Result<(), AdoptError> {
         let tail = self.hardware.read64(Register::InvalidationQueueTail);
         let slot = Queue::slot(tail).ok_or(AdoptError::Mismatch {
-            register: Register::InvalidationQueueTail,
+            register: Register::InvalidationQueueTail.into(),
             recorded: state.queue_tail.into(),
             found: tail,
         })?;
@@ -605,7 +472,7 @@ fn compare_registers<R: RegisterIo, C: Deadline>(
         let found = hardware.read64(register);
         if found != recorded {
             return Err(AdoptError::Mismatch {
-                register,
+                register: register.into(),
                 recorded,
                 found,
             });
@@ -617,38 +484,10 @@ fn compare_registers<R: RegisterIo, C: Deadline>(
     let recorded = GlobalStatus::from_bits_retain(state.global_status);
     if found & compared != on || recorded & compared != on {
         return Err(AdoptError::Mismatch {
-            register: Register::GlobalStatus,
+            register: Register::GlobalStatus.into(),
             recorded: recorded.bits().into(),
             found: found.bits().into(),
         });
     }
     Ok(())
-}
-
-/// Where waits write. Each steward uses another place of the same frame, so that a wait of the one
-/// before is not taken for one of its own.
-struct StatusAddress(PhysAddr);
-
-impl StatusAddress {
-    const STEP: u64 = 128;
-
-    fn from_record(value: u64) -> Result<Self, AdoptError> {
-        if value.is_multiple_of(Self::STEP) {
-            Ok(Self(PhysAddr(value)))
-        } else {
-            Err(AdoptError::Record {
-                field: "status_address",
-                value,
-            })
-        }
-    }
-
-    const fn frame(&self) -> PhysAddr {
-        PhysAddr(self.0.0 & !(FRAME_SIZE - 1))
-    }
-
-    const fn next(&self) -> PhysAddr {
-        let inside = (self.0.0 + Self::STEP) & (FRAME_SIZE - 1);
-        PhysAddr(self.frame().0 | inside)
-    }
 }

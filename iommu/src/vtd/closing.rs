@@ -2,12 +2,10 @@
 
 use handoff_abi::{FRAME_SIZE, PhysAddr, PhysRange};
 
-use super::hardware::RegisterError;
-use super::queue::InvalidateError;
 use super::spec::{Descriptor, FaultStatus, GlobalStatus, QueueAddress, Register};
-use super::unit::{EnableError, Unit};
+use super::unit::Unit;
 use crate::tables::offset;
-use crate::{Deadline, RegisterIo, TableMemory};
+use crate::{Deadline, EnableError, InvalidateError, RegisterError, RegisterIo, TableMemory};
 
 /// A queue that the unit runs.
 #[derive(Clone, Copy, Debug)]
@@ -121,16 +119,17 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let status = self.hardware.read32(Register::FaultStatus);
         let errors = FaultStatus::from_bits_retain(status);
         let error = if status == u32::MAX {
-            InvalidateError::Register(RegisterError::Gone {
-                register: Register::FaultStatus,
-            })
+            InvalidateError::Register(RegisterError::gone(Register::FaultStatus))
         } else if errors.intersects(FaultStatus::QUEUE_ERRORS) {
-            InvalidateError::Refused(errors)
+            InvalidateError::Refused {
+                register: Register::FaultStatus.into(),
+                value: (errors & FaultStatus::QUEUE_ERRORS).bits().into(),
+            }
         } else {
-            InvalidateError::Register(RegisterError::Timeout {
-                register: Register::InvalidationQueueHead,
-                last: self.hardware.read64(Register::InvalidationQueueHead),
-            })
+            InvalidateError::Register(RegisterError::timeout(
+                Register::InvalidationQueueHead,
+                self.hardware.read64(Register::InvalidationQueueHead),
+            ))
         };
         Err(error.into())
     }

@@ -1,52 +1,13 @@
 //! Attaching devices to domains and blocking them: root and context tables.
 
-use core::fmt;
+use handoff_abi::{DomainId, PhysAddr, PhysRange, RequesterId};
 
-use handoff_abi::{DomainId, PhysAddr, RequesterId};
-
-use super::pending::Pending;
 use super::spec::{ContextEntry, RootEntry};
 use super::unit::Unit;
+use crate::domain::maps_identically;
 use crate::pending::DeviceChange;
 use crate::tables::offset;
-use crate::{Deadline, RegisterIo, TableMemory};
-
-/// Why a device was not attached, or not silenced. Nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum AttachError {
-    /// The unit has no domain with this id.
-    UnknownDomain(DomainId),
-    /// The device is attached to a domain.
-    AlreadyAttached {
-        /// The device.
-        requester: RequesterId,
-        /// The domain it is attached to.
-        domain: DomainId,
-    },
-    /// The device was blocked and that was not flushed.
-    NotFlushed(RequesterId),
-    /// The arena has no frame for the bus's context table.
-    ArenaFull,
-}
-
-impl fmt::Display for AttachError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownDomain(domain) => write!(f, "no domain {domain}"),
-            Self::AlreadyAttached { requester, domain } => {
-                write!(f, "{requester} is attached to domain {domain}")
-            }
-            Self::NotFlushed(requester) => {
-                write!(f, "{requester} was blocked and that was not flushed")
-            }
-            Self::ArenaFull => f.write_str("the arena is full"),
-        }
-    }
-}
-
-impl core::error::Error for AttachError {}
+use crate::{AttachError, Deadline, Pending, RegisterIo, TableMemory};
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     fn root_slot(&self, bus: u8) -> PhysAddr {
@@ -97,6 +58,21 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         requester: RequesterId,
         domain: DomainId,
     ) -> Result<Pending, AttachError> {
+        self.attach_reserved(requester, domain, &[])
+    }
+
+    /// As [`attach`](Self::attach), for a device that firmware needs to go on reaching `reserved`
+    /// (the regions of an RMRR): it is refused unless the domain maps all of it, at device addresses
+    /// equal to physical ones, for reading and writing.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn attach_reserved(
+        &mut self,
+        requester: RequesterId,
+        domain: DomainId,
+        reserved: &[PhysRange],
+    ) -> Result<Pending, AttachError> {
         let root = self
             .domains
             .get(domain)
@@ -114,6 +90,11 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         }
         if !old.is_empty() {
             return Err(AttachError::NotFlushed(requester));
+        }
+        for &memory in reserved {
+            if !maps_identically(memory, |at| self.translate(domain, at)) {
+                return Err(AttachError::ReservedNotMapped { requester, memory });
+            }
         }
         self.install_context(slot, domain, root);
         Ok(self.attached_pending(requester, domain))

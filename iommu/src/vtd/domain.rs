@@ -2,12 +2,11 @@
 
 use handoff_abi::{DomainId, PhysAddr, PhysRange};
 
-use super::pending::Pending;
 use super::spec::SecondStageEntry;
 use super::unit::Unit;
 use crate::domain::{Bounds, DomainError};
 use crate::paging::{Leaf, MapError, Mapper, Shape, UnmapError, for_leaves, translate};
-use crate::{Access, Deadline, RegisterIo, TableMemory};
+use crate::{Access, Deadline, Pending, RegisterIo, TableMemory};
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// Makes an empty domain.
@@ -107,7 +106,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         iova: u64,
         length: u64,
     ) -> Result<Pending, UnmapError> {
-        let tag = self.queue.next_sequence().into();
+        let tag = self.queue.next_sequence();
         let unknown = UnmapError::UnknownDomain(domain);
         let (root, mut retired) = match self.domains.get(domain) {
             Some(domain) => (domain.root, domain.retired),

@@ -1,10 +1,8 @@
 //! Taking fault records out of the unit (section 7.2.1).
 
-use super::hardware::RegisterError;
-use super::queue::InvalidateError;
 use super::spec::{FaultRecord, FaultStatus, Register};
 use super::unit::Unit;
-use crate::{Deadline, Fault, FaultCount, RegisterIo, TableMemory};
+use crate::{Deadline, Fault, FaultCount, InvalidateError, RegisterError, RegisterIo, TableMemory};
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// Hands every recorded fault to `each`, oldest first, and makes room for new ones.
@@ -65,9 +63,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let at = self.fault_record_offset(record);
         let high = self.hardware.registers.read64(at + 8);
         if high == u64::MAX {
-            return Err(RegisterError::Gone {
-                register: Register::FaultStatus,
-            });
+            return Err(RegisterError::gone(Register::FaultStatus));
         }
         if !(FaultRecord { low: 0, high }).is_pending() {
             return Ok(None);
@@ -78,9 +74,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     fn fault_status(&mut self) -> Result<FaultStatus, RegisterError> {
         match self.hardware.read32(Register::FaultStatus) {
-            u32::MAX => Err(RegisterError::Gone {
-                register: Register::FaultStatus,
-            }),
+            u32::MAX => Err(RegisterError::gone(Register::FaultStatus)),
             bits => Ok(FaultStatus::from_bits_retain(bits)),
         }
     }

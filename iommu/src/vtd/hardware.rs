@@ -1,41 +1,7 @@
 //! The registers of one unit, with every poll bounded.
 
-use core::fmt;
-
 use super::spec::{GlobalStatus, Register};
-use crate::{Deadline, RegisterIo};
-
-/// A register did not do what it should have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum RegisterError {
-    /// The register did not reach the state that was waited for in time.
-    Timeout {
-        /// The register.
-        register: Register,
-        /// What it held last.
-        last: u64,
-    },
-    /// The register reads as all ones: the unit is switched off or hidden.
-    Gone {
-        /// The register.
-        register: Register,
-    },
-}
-
-impl fmt::Display for RegisterError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Timeout { register, last } => {
-                write!(f, "{register} did not settle in time, it holds {last:#x}")
-            }
-            Self::Gone { register } => write!(f, "{register} reads as all ones"),
-        }
-    }
-}
-
-impl core::error::Error for RegisterError {}
+use crate::{Deadline, RegisterError, RegisterIo};
 
 /// Registers and clock of one unit.
 #[derive(Debug)]
@@ -86,16 +52,13 @@ impl<R: RegisterIo, C: Deadline> Hardware<R, C> {
             let expired = self.clock.expired();
             let value = self.read32(register);
             if value == u32::MAX {
-                return Err(RegisterError::Gone { register });
+                return Err(RegisterError::gone(register));
             }
             if done(value) {
                 return Ok(value);
             }
             if expired {
-                return Err(RegisterError::Timeout {
-                    register,
-                    last: value.into(),
-                });
+                return Err(RegisterError::timeout(register, value));
             }
         }
     }
@@ -111,25 +74,20 @@ impl<R: RegisterIo, C: Deadline> Hardware<R, C> {
             let expired = self.clock.expired();
             let value = self.read64(register);
             if value == u64::MAX {
-                return Err(RegisterError::Gone { register });
+                return Err(RegisterError::gone(register));
             }
             if done(value) {
                 return Ok(value);
             }
             if expired {
-                return Err(RegisterError::Timeout {
-                    register,
-                    last: value,
-                });
+                return Err(RegisterError::timeout(register, value));
             }
         }
     }
 
     pub(super) fn status(&mut self) -> Result<GlobalStatus, RegisterError> {
         match self.read32(Register::GlobalStatus) {
-            u32::MAX => Err(RegisterError::Gone {
-                register: Register::GlobalStatus,
-            }),
+            u32::MAX => Err(RegisterError::gone(Register::GlobalStatus)),
             bits => Ok(GlobalStatus::from_bits_retain(bits)),
         }
     }

@@ -1,59 +1,15 @@
 //! Interrupt remapping entries.
 
-use core::fmt;
+use handoff_abi::{InterruptTarget, PhysAddr, RequesterId, UnitKind};
 
-use handoff_abi::{InterruptTarget, PhysAddr, RequesterId};
-
-use super::pending::Pending;
-use super::spec::{InterruptEntry, InterruptHandle, InterruptTableAddress, TriggerMode};
+use super::spec::{InterruptEntry, InterruptTableAddress};
 use super::unit::Unit;
 use crate::pending::InterruptChange;
 use crate::tables::{Tables, offset};
-use crate::{Deadline, RegisterIo, TableMemory};
-
-/// Why an interrupt entry was not changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum InterruptError {
-    /// The vector is below 16, or the APIC id means all processors or does not fit (8 bits unless
-    /// [`Config::extended_interrupt_mode`](super::Config::extended_interrupt_mode)).
-    BadTarget(InterruptTarget),
-    /// The table has no entry with this handle, or it is not set.
-    NotSet(InterruptHandle),
-    /// Every entry of the table is in use.
-    Full,
-}
-
-impl fmt::Display for InterruptError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadTarget(target) => write!(
-                f,
-                "vector {} of processor {} is not a target",
-                target.vector, target.destination
-            ),
-            Self::NotSet(handle) => write!(f, "interrupt entry {} is not set", handle.0),
-            Self::Full => f.write_str("every interrupt entry is in use"),
-        }
-    }
-}
-
-impl core::error::Error for InterruptError {}
-
-/// An interrupt entry that is set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct Interrupt {
-    /// Its index.
-    pub handle: InterruptHandle,
-    /// The only device whose messages it accepts.
-    pub source: RequesterId,
-    /// Where they go.
-    pub target: InterruptTarget,
-    /// How they are signalled there.
-    pub trigger: TriggerMode,
-}
+use crate::{
+    Deadline, Interrupt, InterruptError, InterruptHandle, Pending, RegisterIo, TableMemory,
+    TriggerMode,
+};
 
 /// The interrupt remapping table. Which entries are free is told by the table itself: those that
 /// are all zero.
@@ -93,56 +49,52 @@ impl InterruptTable {
         InterruptTableAddress::new(self.base, size, self.extended)
     }
 
-    pub(super) fn handles(&self) -> impl Iterator<Item = InterruptHandle> + use<> {
-        (0..self.entries).map(|index| InterruptHandle(index as u16))
+    pub(super) fn indices(&self) -> impl Iterator<Item = u16> + use<> {
+        (0..self.entries).map(|index| index as u16)
     }
 
-    const fn slot(&self, handle: InterruptHandle) -> PhysAddr {
-        offset(self.base, handle.0 as u64 * Self::ENTRY)
+    const fn slot(&self, index: u16) -> PhysAddr {
+        offset(self.base, index as u64 * Self::ENTRY)
     }
 
-    /// The entry, all zero for a handle beyond the table.
-    pub(super) fn load<M: TableMemory>(
-        &self,
-        tables: &Tables<M>,
-        handle: InterruptHandle,
-    ) -> InterruptEntry {
-        if u32::from(handle.0) >= self.entries {
+    /// The entry, all zero for an index beyond the table.
+    pub(super) fn load<M: TableMemory>(&self, tables: &Tables<M>, index: u16) -> InterruptEntry {
+        if u32::from(index) >= self.entries {
             return InterruptEntry { low: 0, high: 0 };
         }
-        let (low, high) = tables.load_pair(self.slot(handle));
+        let (low, high) = tables.load_pair(self.slot(index));
         InterruptEntry { low, high }
     }
 
-    fn find_free<M: TableMemory>(&mut self, tables: &Tables<M>) -> Option<InterruptHandle> {
+    fn find_free<M: TableMemory>(&mut self, tables: &Tables<M>) -> Option<u16> {
         let index = (self.next..self.entries)
             .chain(0..self.next)
-            .find(|&index| self.load(tables, InterruptHandle(index as u16)).is_empty())?;
+            .find(|&index| self.load(tables, index as u16).is_empty())?;
         self.next = (index + 1) % self.entries;
-        Some(InterruptHandle(index as u16))
+        Some(index as u16)
     }
 
     /// Zeroes an entry that is not present and was invalidated.
-    pub(super) fn empty<M: TableMemory>(
-        &mut self,
-        tables: &mut Tables<M>,
-        handle: InterruptHandle,
-    ) {
-        let entry = self.load(tables, handle);
+    pub(super) fn empty<M: TableMemory>(&mut self, tables: &mut Tables<M>, index: u16) {
+        let entry = self.load(tables, index);
         if entry.is_present() || entry.is_empty() {
             return;
         }
-        let slot = self.slot(handle);
+        let slot = self.slot(index);
         tables.store(slot, 0);
         tables.store(offset(slot, 8), 0);
         tables.publish(slot, Self::ENTRY);
     }
 
     pub(super) fn empty_retired<M: TableMemory>(&mut self, tables: &mut Tables<M>) {
-        for handle in self.handles() {
-            self.empty(tables, handle);
+        for index in self.indices() {
+            self.empty(tables, index);
         }
     }
+}
+
+const fn handle(source: RequesterId, index: u16) -> InterruptHandle {
+    InterruptHandle::new(UnitKind::VtD, source, index)
 }
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
@@ -173,23 +125,38 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     ) -> Result<(InterruptHandle, Pending), InterruptError> {
         let entry = InterruptEntry::present(source, target, trigger, self.interrupts.extended())
             .ok_or(InterruptError::BadTarget(target))?;
-        let handle = self
+        let index = self
             .interrupts
             .find_free(&self.tables)
-            .ok_or(InterruptError::Full)?;
+            .ok_or(InterruptError::Full(source))?;
         self.tables
-            .install_pair(self.interrupts.slot(handle), entry.low, entry.high);
+            .install_pair(self.interrupts.slot(index), entry.low, entry.high);
         self.installs = self.installs.wrapping_add(1);
-        let pending = self.pending();
+        let handle = handle(source, index);
         let pending = if self.caching_mode() {
-            pending.with_interrupt(InterruptChange {
-                handle,
-                retire: false,
-            })
+            self.interrupt_changed(handle, false)
         } else {
-            pending
+            self.pending()
         };
         Ok((handle, pending))
+    }
+
+    fn interrupt_changed(&self, handle: InterruptHandle, retire: bool) -> Pending {
+        self.pending().with_interrupt(InterruptChange {
+            source: handle.source,
+            index: handle.index,
+            retire,
+        })
+    }
+
+    /// The entry with this handle, all zero where it is another device's.
+    fn interrupt_entry(&self, handle: InterruptHandle) -> InterruptEntry {
+        let entry = self.interrupts.load(&self.tables, handle.index);
+        if entry.source() == handle.source {
+            entry
+        } else {
+            InterruptEntry { low: 0, high: 0 }
+        }
     }
 
     /// Sends the interrupts of an entry elsewhere, without losing one: see [no entry is ever
@@ -203,7 +170,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         handle: InterruptHandle,
         target: InterruptTarget,
     ) -> Result<Pending, InterruptError> {
-        let old = self.interrupts.load(&self.tables, handle);
+        let old = self.interrupt_entry(handle);
         if !old.is_present() {
             return Err(InterruptError::NotSet(handle));
         }
@@ -218,12 +185,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             return Ok(Pending::none());
         }
         // The upper half is the same in both.
-        let slot = self.interrupts.slot(handle);
+        let slot = self.interrupts.slot(handle.index);
         self.tables.store_and_publish(slot, new.low);
-        Ok(self.pending().with_interrupt(InterruptChange {
-            handle,
-            retire: false,
-        }))
+        Ok(self.interrupt_changed(handle, false))
     }
 
     /// Drops the interrupts of an entry from now on. When the result was flushed, none is raised
@@ -232,38 +196,52 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// [`InterruptError::NotSet`].
     pub fn clear_interrupt(&mut self, handle: InterruptHandle) -> Result<Pending, InterruptError> {
-        let entry = self.interrupts.load(&self.tables, handle);
+        let entry = self.interrupt_entry(handle);
         if entry.is_empty() {
             return Err(InterruptError::NotSet(handle));
         }
         if entry.is_present() {
-            let slot = self.interrupts.slot(handle);
+            let slot = self.interrupts.slot(handle.index);
             self.tables
                 .store_and_publish(slot, entry.low & !InterruptEntry::PRESENT);
         }
         self.retirement_begun();
-        Ok(self.pending().with_interrupt(InterruptChange {
-            handle,
-            retire: true,
-        }))
+        Ok(self.interrupt_changed(handle, true))
+    }
+
+    /// Drops all interrupts of a device from now on, see [`clear_interrupt`](Self::clear_interrupt).
+    pub fn clear_interrupts(&mut self, source: RequesterId) -> Pending {
+        let mut pending = Pending::none();
+        for index in self.interrupts.indices() {
+            if let Ok(cleared) = self.clear_interrupt(handle(source, index)) {
+                pending = pending.merge(cleared);
+            }
+        }
+        pending
     }
 
     /// The entry with this handle; `None` where it is not set.
     #[must_use]
     pub fn interrupt(&self, handle: InterruptHandle) -> Option<Interrupt> {
-        let entry = self.interrupts.load(&self.tables, handle);
+        let entry = self.interrupt_entry(handle);
         entry.is_present().then(|| Interrupt {
             handle,
-            source: entry.source(),
             target: entry.target(self.interrupts.extended()),
-            trigger: entry.trigger(),
         })
+    }
+
+    /// How the interrupts of an entry are signalled; `None` where it is not set.
+    #[must_use]
+    pub fn trigger(&self, handle: InterruptHandle) -> Option<TriggerMode> {
+        let entry = self.interrupt_entry(handle);
+        entry.is_present().then(|| entry.trigger())
     }
 
     /// Every entry that is set.
     pub fn interrupts(&self) -> impl Iterator<Item = Interrupt> + '_ {
-        self.interrupts
-            .handles()
-            .filter_map(|handle| self.interrupt(handle))
+        self.interrupts.indices().filter_map(|index| {
+            let source = self.interrupts.load(&self.tables, index).source();
+            self.interrupt(handle(source, index))
+        })
     }
 }

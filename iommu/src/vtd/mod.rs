@@ -57,16 +57,13 @@ pub mod spec;
 mod state;
 mod unit;
 
-pub use adopt::{AdoptError, TableFault};
-pub use context::AttachError;
-pub use hardware::RegisterError;
-pub use interrupts::{Interrupt, InterruptError};
-pub use moves::{MoveError, Moving};
-pub use pending::Pending;
-pub use probe::{Capabilities, ProbeError};
-pub use queue::InvalidateError;
-pub use spec::{InterruptHandle, TriggerMode};
+pub use probe::Capabilities;
 pub use state::{DomainState, State};
-pub use unit::{Config, EnableError, PrepareError, Submitted, Unit};
+pub use unit::{Config, Unit};
 
-pub use crate::{DomainError, Leaf, MAX_DOMAINS, MapError, SELECTIVE_LIMIT, UnmapError};
+pub use crate::{
+    AdoptError, AttachError, DomainError, EnableError, Installed, Interrupt, InterruptError,
+    InterruptHandle, InvalidateError, Leaf, MAX_DOMAINS, MapError, MoveError, Moving, Pending,
+    PrepareError, PreparedMove, ProbeError, RegisterError, SELECTIVE_LIMIT, Submitted, TableFault,
+    TriggerMode, UnmapError,
+};

@@ -1,61 +1,13 @@
 //! Moving many devices from domain to domain with one invalidation.
 
-use core::fmt;
+use handoff_abi::{DomainId, PhysAddr, RequesterId};
 
-use handoff_abi::{DomainId, RequesterId};
-
-use super::context::AttachError;
-use super::pending::Pending;
-use super::queue::InvalidateError;
-use super::unit::{Submitted, Unit};
+use super::unit::Unit;
 use crate::pending::{DeviceChange, SELECTIVE_LIMIT};
-use crate::{Deadline, MoveMethod, RegisterIo, TableMemory};
-
-/// Why devices were not moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum MoveError {
-    /// A device or the domain cannot be used. If this comes from the start of a move, nothing was
-    /// changed.
-    Attach(AttachError),
-    /// The unit did not finish the invalidation. Every device of the move is blocked.
-    Invalidate(InvalidateError),
-}
-
-impl From<AttachError> for MoveError {
-    fn from(error: AttachError) -> Self {
-        Self::Attach(error)
-    }
-}
-
-impl From<InvalidateError> for MoveError {
-    fn from(error: InvalidateError) -> Self {
-        Self::Invalidate(error)
-    }
-}
-
-impl fmt::Display for MoveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Attach(error) => error.fmt(f),
-            Self::Invalidate(error) => write!(f, "devices stay blocked: {error}"),
-        }
-    }
-}
-
-impl core::error::Error for MoveError {}
-
-/// A move under way: its devices are blocked in the tables and the invalidation was submitted.
-/// [`Unit::finish_move`] completes it; without that the devices stay blocked.
-#[must_use = "the devices stay blocked until the move is finished"]
-#[derive(Debug)]
-pub struct Moving<'a> {
-    devices: &'a [RequesterId],
-    to: Option<DomainId>,
-    method: MoveMethod,
-    submitted: Submitted,
-}
+use crate::{
+    AttachError, Deadline, Installed, MoveError, MoveMethod, Moving, Pending, PreparedMove,
+    RegisterIo, TableMemory,
+};
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// Moves devices, each from whatever domain it is attached to, or none, into the domain `to`,
@@ -89,18 +41,13 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         to: Option<DomainId>,
         with: Pending,
     ) -> Result<Moving<'a>, MoveError> {
-        if let Some(to) = to {
-            self.domains.get(to).ok_or(AttachError::UnknownDomain(to))?;
+        if self.root_of(to)?.is_some() {
             for &requester in devices {
                 self.context_slot_made(requester)
                     .ok_or(AttachError::ArenaFull)?;
             }
         }
-        let method = if devices.len() > SELECTIVE_LIMIT {
-            MoveMethod::Global
-        } else {
-            MoveMethod::Selective
-        };
+        let method = Self::method_for(devices);
         let mut pending = with;
         let mut retired = false;
         for &requester in devices {
@@ -127,21 +74,89 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             to,
             method,
             submitted,
+            switched: None,
         })
     }
 
-    /// The second half of [`move_devices`](Self::move_devices): waits, then installs the new
-    /// entries.
+    /// Prepares a move of devices and says how it will be made.
+    ///
+    /// # Errors
+    /// [`AttachError::UnknownDomain`].
+    pub fn prepare_move<'a>(
+        &mut self,
+        devices: &'a [RequesterId],
+        to: Option<DomainId>,
+    ) -> Result<PreparedMove<'a>, AttachError> {
+        self.root_of(to)?;
+        Ok(PreparedMove {
+            devices,
+            to,
+            method: Self::method_for(devices),
+            generation: 0,
+            counts: heapless::Vec::new(),
+        })
+    }
+
+    /// Makes a move that was prepared: what [`start_move`](Self::start_move) does, in the way that
+    /// was prepared.
+    ///
+    /// # Errors
+    /// See [`MoveError`].
+    pub fn start_prepared<'a>(
+        &mut self,
+        prepared: PreparedMove<'a>,
+        with: Pending,
+    ) -> Result<Moving<'a>, MoveError> {
+        self.start_move(prepared.devices, prepared.to, with)
+    }
+
+    const fn method_for(devices: &[RequesterId]) -> MoveMethod {
+        if devices.len() > SELECTIVE_LIMIT {
+            MoveMethod::Global
+        } else {
+            MoveMethod::Selective
+        }
+    }
+
+    /// The root of the domain that devices are moved to.
+    fn root_of(&self, to: Option<DomainId>) -> Result<Option<PhysAddr>, AttachError> {
+        to.map(|to| {
+            let domain = self.domains.get(to);
+            domain
+                .map(|domain| domain.root)
+                .ok_or(AttachError::UnknownDomain(to))
+        })
+        .transpose()
+    }
+
+    /// The rest of [`move_devices`](Self::move_devices): [`install_move`](Self::install_move) and
+    /// [`wait_installed`](Self::wait_installed).
     ///
     /// # Errors
     /// See [`MoveError`].
     pub fn finish_move(&mut self, moving: Moving<'_>) -> Result<MoveMethod, MoveError> {
+        let installed = self.install_move(moving)?;
+        self.wait_installed(installed)
+    }
+
+    /// The second step of [`move_devices`](Self::move_devices): waits until the devices are proved
+    /// blocked, then installs the new entries. From here on nothing reaches the old domains.
+    ///
+    /// # Errors
+    /// See [`MoveError`].
+    pub fn install_move<'a>(&mut self, moving: Moving<'a>) -> Result<Installed<'a>, MoveError> {
         let Moving {
             devices,
             to,
             method,
             submitted,
+            switched: _,
         } = moving;
+        let mut installed = Installed {
+            devices,
+            method,
+            submitted: None,
+        };
         let installs = submitted.installs;
         let proved = self.wait_proved(submitted)?;
         if self.installs != installs
@@ -151,17 +166,13 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             // A device was attached and blocked anew while the move was under way.
             self.invalidate_everything()?;
         }
-        let Some(to) = to else {
+        let root = self.root_of(to)?;
+        let Some((to, root)) = to.zip(root) else {
             for &requester in devices {
                 self.empty_retired_context(requester, None);
             }
-            return Ok(method);
+            return Ok(installed);
         };
-        let root = self
-            .domains
-            .get(to)
-            .ok_or(AttachError::UnknownDomain(to))?
-            .root;
         let mut pending = Pending::none();
         for &requester in devices {
             let slot = self.context_slot(requester).ok_or(AttachError::ArenaFull)?;
@@ -187,7 +198,19 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         }
         pending.stored = true;
         // Nothing to do unless the unit caches absent entries or needs its write buffer flushed.
-        self.flush(pending)?;
-        Ok(method)
+        installed.submitted = Some(self.submit(pending).map_err(MoveError::Install)?);
+        Ok(installed)
+    }
+
+    /// The last step of [`move_devices`](Self::move_devices): waits until the unit knows of the new
+    /// domain, where it does not by then (in caching mode).
+    ///
+    /// # Errors
+    /// [`MoveError::Install`].
+    pub fn wait_installed(&mut self, installed: Installed<'_>) -> Result<MoveMethod, MoveError> {
+        if let Some(submitted) = installed.submitted {
+            self.wait(submitted).map_err(MoveError::Install)?;
+        }
+        Ok(installed.method)
     }
 }

@@ -1,10 +1,8 @@
 //! The invalidation batch of a set of changes.
 
-use super::spec::{Descriptor, InterruptHandle};
+use super::spec::Descriptor;
+use crate::Pending;
 use crate::pending::SELECTIVE_LIMIT;
-
-/// Changes of a VT-d unit's tables that the unit may not have noticed yet.
-pub type Pending = crate::Pending<InterruptHandle>;
 
 /// The most descriptors one batch has, its wait included.
 pub(super) const MAX_DESCRIPTORS: usize = 3 * SELECTIVE_LIMIT + 1;
@@ -32,8 +30,8 @@ pub(super) fn descriptors(pending: &Pending) -> impl Iterator<Item = Descriptor>
                 .interrupts()
                 .iter()
                 .take(i)
-                .all(|d| d.handle != c.handle);
-            first.then(|| Descriptor::interrupt_index(c.handle))
+                .all(|d| d.index != c.index);
+            first.then(|| Descriptor::interrupt_index(c.index))
         });
     let all_contexts = pending.all_devices().then(Descriptor::context_global);
     let all_domains = pending.all_domains().then(Descriptor::iotlb_global);
@@ -70,7 +68,8 @@ mod tests {
 
     fn cleared(handle: u16) -> Pending {
         Pending::stored(UNIT).with_interrupt(InterruptChange {
-            handle: InterruptHandle(handle),
+            source: RequesterId(8),
+            index: handle,
             retire: true,
         })
     }
@@ -92,7 +91,7 @@ mod tests {
                 Descriptor::context_device(RequesterId(8), DomainId(1)),
                 Descriptor::context_device(RequesterId(9), DomainId(1)),
                 Descriptor::iotlb_domain(DomainId(1)),
-                Descriptor::interrupt_index(InterruptHandle(4)),
+                Descriptor::interrupt_index(4),
             ]
         );
         assert!(!pending.sweep);

@@ -1,71 +1,10 @@
 //! What a unit can do, and whether that is enough.
 
-use core::fmt;
-
 use handoff_abi::PhysRange;
 
 use super::spec::{AddressWidth, Capability, ExtendedCapability, FaultRecord, Register};
 use super::unit::Config;
-use crate::{LeafSize, RegisterIo};
-
-/// Why a unit cannot be used as a fence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum ProbeError {
-    /// Its registers read as all ones: it is switched off or hidden.
-    Gone,
-    /// No queued invalidation (ECAP.QI).
-    NoQueuedInvalidation,
-    /// No interrupt remapping (ECAP.IR): devices could forge interrupts.
-    NoInterruptRemapping,
-    /// 32-bit APIC ids were asked for and it has none (ECAP.EIM).
-    NoExtendedInterruptMode,
-    /// No table depth it supports (CAP.SAGAW, CAP.MGAW) reaches the device addresses asked for.
-    NoAddressWidth {
-        /// The limit that was asked for.
-        iova_limit: u64,
-        /// CAP.SAGAW.
-        supported_widths: u8,
-        /// CAP.MGAW.
-        guest_address_bits: u32,
-    },
-    /// Some of its registers lie outside the window.
-    WindowTooSmall {
-        /// The window.
-        window: PhysRange,
-        /// How many bytes it must have.
-        needed: u64,
-    },
-}
-
-impl fmt::Display for ProbeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gone => f.write_str("the unit's registers read as all ones"),
-            Self::NoQueuedInvalidation => f.write_str("the unit has no queued invalidation"),
-            Self::NoInterruptRemapping => f.write_str("the unit has no interrupt remapping"),
-            Self::NoExtendedInterruptMode => f.write_str("the unit has no 32-bit APIC ids"),
-            Self::NoAddressWidth {
-                iova_limit,
-                supported_widths,
-                guest_address_bits,
-            } => write!(
-                f,
-                "no table depth reaches {iova_limit:#x} (SAGAW {supported_widths:#07b}, \
-                 {guest_address_bits} address bits)"
-            ),
-            Self::WindowTooSmall { window, needed } => {
-                write!(
-                    f,
-                    "register window {window} is shorter than {needed:#x} bytes"
-                )
-            }
-        }
-    }
-}
-
-impl core::error::Error for ProbeError {}
+use crate::{LeafSize, ProbeError, RegisterIo};
 
 /// CAP and ECAP of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,10 +48,25 @@ impl Capabilities {
     /// `iova_limit`.
     #[must_use]
     pub fn width_for(&self, iova_limit: u64) -> Option<AddressWidth> {
-        AddressWidth::ALL.into_iter().find(|&width| {
-            self.capability.supported_widths() >> width as u8 & 1 != 0
-                && iova_limit <= self.limit_of(width)
-        })
+        AddressWidth::ALL
+            .into_iter()
+            .find(|&width| self.supports(width) && iova_limit <= self.limit_of(width))
+    }
+
+    /// The first device address that no supported tables translate.
+    fn widest(&self) -> u64 {
+        AddressWidth::ALL
+            .into_iter()
+            .filter(|&width| self.supports(width))
+            .map(|width| self.limit_of(width))
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Whether tables of this width can be used (CAP.SAGAW).
+    #[must_use]
+    pub fn supports(&self, width: AddressWidth) -> bool {
+        self.capability.supported_widths() >> width as u8 & 1 != 0
     }
 
     /// The first device address that tables of this width do not translate.
@@ -154,8 +108,7 @@ impl Capabilities {
         self.width_for(config.iova_limit)
             .ok_or(ProbeError::NoAddressWidth {
                 iova_limit: config.iova_limit,
-                supported_widths: self.capability.supported_widths(),
-                guest_address_bits: self.capability.guest_address_bits(),
+                supported: self.widest(),
             })
     }
 }

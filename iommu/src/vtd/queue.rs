@@ -1,52 +1,16 @@
 //! The invalidation queue (section 6.5.2).
 
-use core::fmt;
-
 use handoff_abi::{FRAME_SIZE, PhysAddr};
 
-use super::hardware::{Hardware, RegisterError};
+use super::hardware::Hardware;
 use super::spec::{Descriptor, FaultStatus, QueueAddress, Register};
 use crate::tables::{Tables, offset};
-use crate::{Deadline, RegisterIo, TableMemory};
+use crate::{Deadline, InvalidateError, RegisterError, RegisterIo, TableMemory};
 
-/// Why an invalidation was not done. What it was to invalidate may still be in use by devices:
-/// what was blocked stays blocked, and no memory or entry is reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum InvalidateError {
-    /// A register did not do what it should have. The queue's head (IQH) stands for a wait that
-    /// was not completed in time.
-    Register(RegisterError),
-    /// The unit stopped at the batch each time it was given, with these error bits in FSTS.
-    Refused(FaultStatus),
-    /// The changes are not, or not only, changes of this unit's tables.
-    ForeignUnit,
-}
-
-impl From<RegisterError> for InvalidateError {
-    fn from(error: RegisterError) -> Self {
-        Self::Register(error)
-    }
-}
-
-impl fmt::Display for InvalidateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Register(error) => write!(f, "invalidation not completed: {error}"),
-            Self::Refused(status) => {
-                write!(f, "invalidation refused, FSTS {:#x}", status.bits())
-            }
-            Self::ForeignUnit => f.write_str("the changes are those of another unit"),
-        }
-    }
-}
-
-impl core::error::Error for InvalidateError {}
-
-/// Whether the sequence number `seen` is `wanted` or a later one.
-pub(super) const fn reached(seen: u32, wanted: u32) -> bool {
-    seen.wrapping_sub(wanted) < 1 << 31
+/// Whether a wait that wrote `seen` has the number `wanted` or a later one. A wait writes the lower
+/// half of its number.
+const fn reached(seen: u32, wanted: u64) -> bool {
+    seen.wrapping_sub(wanted as u32) < 1 << 31
 }
 
 /// How a look at a batch under way ended.
@@ -65,9 +29,9 @@ pub(super) struct Queue {
     /// A slot that the unit is known to have passed.
     head: u32,
     /// The number of the wait written last.
-    sequence: u32,
+    sequence: u64,
     /// Waits up to this number prove nothing: the unit stopped at a descriptor before one of them.
-    poisoned: Option<u32>,
+    poisoned: Option<u64>,
 }
 
 impl Queue {
@@ -99,7 +63,7 @@ impl Queue {
         self.tail = 0;
         self.head = 0;
         self.poisoned = None;
-        self.sequence
+        self.sequence as u32
     }
 
     /// The queue that the unit runs, all of which it has executed, with its tail at `tail`.
@@ -115,7 +79,7 @@ impl Queue {
             status,
             tail,
             head: tail,
-            sequence,
+            sequence: sequence as u64,
             poisoned: None,
         }
     }
@@ -141,14 +105,15 @@ impl Queue {
         self.tail
     }
 
+    /// What the wait that was written last writes.
     pub(super) const fn sequence(&self) -> u32 {
-        self.sequence
+        self.sequence as u32
     }
 
     /// The number the next wait will have. A batch with this number or a later one is submitted
     /// after every store made until now.
-    pub(super) const fn next_sequence(&self) -> u32 {
-        self.sequence.wrapping_add(1)
+    pub(super) const fn next_sequence(&self) -> u64 {
+        self.sequence + 1
     }
 
     /// The slot that an IQH or IQT value names; `None` where it is none of this queue.
@@ -178,7 +143,7 @@ impl Queue {
         tables: &mut Tables<M>,
         batch: impl Iterator<Item = Descriptor>,
         count: usize,
-    ) -> Result<u32, InvalidateError> {
+    ) -> Result<u64, InvalidateError> {
         let needed = u32::try_from(count).unwrap_or(u32::MAX).saturating_add(1);
         if self.free() < needed {
             self.make_room(hardware, tables, needed)?;
@@ -188,7 +153,7 @@ impl Queue {
         }
         self.sequence = self.next_sequence();
         let status = self.status;
-        self.write(tables, Descriptor::wait(status, self.sequence));
+        self.write(tables, Descriptor::wait(status, self.sequence as u32));
         self.ring(hardware);
         Ok(self.sequence)
     }
@@ -235,16 +200,16 @@ impl Queue {
         &mut self,
         hardware: &mut Hardware<R, C>,
         tables: &mut Tables<M>,
-        mut sequence: u32,
+        mut sequence: u64,
         batch: impl Fn() -> I,
         count: usize,
-    ) -> Result<u32, InvalidateError>
+    ) -> Result<u64, InvalidateError>
     where
         I: Iterator<Item = Descriptor>,
     {
         let mut refused = FaultStatus::empty();
         for _ in 0..Self::ATTEMPTS {
-            if self.poisoned.is_some_and(|last| reached(last, sequence)) {
+            if self.poisoned.is_some_and(|last| sequence <= last) {
                 sequence = self.submit(hardware, tables, batch(), count)?;
             }
             match self.look(hardware, tables, sequence)? {
@@ -255,14 +220,17 @@ impl Queue {
                 }
             }
         }
-        Err(InvalidateError::Refused(refused))
+        Err(InvalidateError::Refused {
+            register: Register::FaultStatus.into(),
+            value: refused.bits().into(),
+        })
     }
 
     fn look<R: RegisterIo, M: TableMemory, C: Deadline>(
         &mut self,
         hardware: &mut Hardware<R, C>,
         tables: &Tables<M>,
-        sequence: u32,
+        sequence: u64,
     ) -> Result<Progress, RegisterError> {
         hardware.clock.start(hardware.timeout);
         let mut looks = 0_u32;
@@ -277,9 +245,7 @@ impl Queue {
             if expired || looks.is_multiple_of(Self::LOOKS) {
                 let status = match hardware.read32(Register::FaultStatus) {
                     u32::MAX => {
-                        return Err(RegisterError::Gone {
-                            register: Register::FaultStatus,
-                        });
+                        return Err(RegisterError::gone(Register::FaultStatus));
                     }
                     bits => FaultStatus::from_bits_retain(bits),
                 };
@@ -288,10 +254,10 @@ impl Queue {
                 }
             }
             if expired {
-                return Err(RegisterError::Timeout {
-                    register: Register::InvalidationQueueHead,
-                    last: hardware.read64(Register::InvalidationQueueHead),
-                });
+                return Err(RegisterError::timeout(
+                    Register::InvalidationQueueHead,
+                    hardware.read64(Register::InvalidationQueueHead),
+                ));
             }
         }
     }
@@ -326,9 +292,7 @@ impl Queue {
     ) -> Result<Option<FaultStatus>, RegisterError> {
         let status = FaultStatus::from_bits_retain(hardware.read32(Register::FaultStatus));
         if status.bits() == u32::MAX {
-            return Err(RegisterError::Gone {
-                register: Register::FaultStatus,
-            });
+            return Err(RegisterError::gone(Register::FaultStatus));
         }
         let errors = status & FaultStatus::QUEUE_ERRORS;
         if errors.is_empty() {

@@ -3,10 +3,9 @@
 use handoff_abi::DomainId;
 pub use handoff_abi::{VtdDomain as DomainState, VtdUnit as State};
 
-use super::hardware::RegisterError;
 use super::unit::Unit;
 use crate::domain::MAX_DOMAINS;
-use crate::{Deadline, RegisterIo, TableMemory};
+use crate::{Deadline, RegisterError, RegisterIo, TableMemory};
 
 const _: () = assert!(State::MAX_DOMAINS == MAX_DOMAINS);
 

@@ -1,15 +1,13 @@
 //! One remapping unit: how it is brought up, and what all parts of the driver share.
 
-use core::fmt;
-
 use handoff_abi::{DomainId, FRAME_SIZE, InterruptMessage, PhysAddr, PhysRange};
 
 use super::closing::Running;
-use super::hardware::{Hardware, RegisterError};
+use super::hardware::Hardware;
 use super::interrupts::InterruptTable;
-use super::pending::{MAX_DESCRIPTORS, Pending, descriptors};
-use super::probe::{Capabilities, ProbeError};
-use super::queue::{InvalidateError, Queue, reached};
+use super::pending::{MAX_DESCRIPTORS, descriptors};
+use super::probe::Capabilities;
+use super::queue::Queue;
 use super::spec::{
     AddressWidth, Capability, ExtendedCapability, FaultRecord, FaultStatus, GlobalStatus,
     ProtectedMemoryEnable, Register, RootTableAddress, TranslationMode,
@@ -18,7 +16,10 @@ use crate::arena::Arena;
 use crate::domain::Domains;
 use crate::paging::Shape;
 use crate::tables::Tables;
-use crate::{ArenaError, Deadline, RegisterIo, TableMemory};
+use crate::{
+    Deadline, EnableError, InvalidateError, Pending, PrepareError, RegisterError, RegisterIo,
+    Submitted, TableMemory,
+};
 
 /// What the embedder wants of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,123 +64,6 @@ impl Config {
     }
 }
 
-/// Why a unit's tables could not be laid out. No register was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum PrepareError {
-    /// The unit is not fit for use.
-    Probe(ProbeError),
-    /// The arena is no arena.
-    Arena(ArenaError),
-    /// The arena has too few frames for the tables every unit has.
-    ArenaFull,
-    /// The arena lies beyond the machine's physical addresses.
-    ArenaTooHigh(PhysRange),
-    /// [`Config::interrupt_entries`] is not a power of two from 256 to 65536.
-    InterruptEntries(u32),
-    /// [`Config::host_address_bits`] is not from 12 to 52.
-    HostAddressBits(u8),
-}
-
-impl fmt::Display for PrepareError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Probe(error) => error.fmt(f),
-            Self::Arena(error) => error.fmt(f),
-            Self::ArenaFull => f.write_str("the arena is too small"),
-            Self::ArenaTooHigh(range) => {
-                write!(f, "arena {range} lies beyond the machine's addresses")
-            }
-            Self::InterruptEntries(entries) => {
-                write!(f, "{entries} is not a size of an interrupt table")
-            }
-            Self::HostAddressBits(bits) => {
-                write!(f, "{bits} is not a width of physical addresses")
-            }
-        }
-    }
-}
-
-impl core::error::Error for PrepareError {}
-
-/// Why a unit was not brought up, or not wholly. What it translates or blocks by then, it goes on
-/// to translate or block: nothing is switched off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-#[non_exhaustive]
-pub enum EnableError {
-    /// A register did not do what it should have.
-    Register(RegisterError),
-    /// An invalidation was not done.
-    Invalidate(InvalidateError),
-    /// Firmware left translation on with tables of another kind, which cannot be exchanged without
-    /// switching translation off (section 11.4.5).
-    TranslationMode(TranslationMode),
-    /// Somebody else's invalidation queue runs in this memory. It has to be closed by a descriptor
-    /// there, for which [`Unit::enable_over`] takes the memory. No register was written.
-    QueueRuns(PhysRange),
-    /// The queue that runs is none that can be closed: its descriptors have 256 bits, or it lies
-    /// in the arena, beyond the machine's addresses or short of its own tail. No register was
-    /// written.
-    QueueUnusable {
-        /// IQA.
-        address: u64,
-        /// IQT.
-        tail: u64,
-    },
-    /// The memory given to [`Unit::enable_over`] does not hold what is stored to this slot of the
-    /// queue. The unit was not told to look at it.
-    QueueMemory(PhysRange),
-}
-
-impl From<RegisterError> for EnableError {
-    fn from(error: RegisterError) -> Self {
-        Self::Register(error)
-    }
-}
-
-impl From<InvalidateError> for EnableError {
-    fn from(error: InvalidateError) -> Self {
-        Self::Invalidate(error)
-    }
-}
-
-impl fmt::Display for EnableError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Register(error) => error.fmt(f),
-            Self::Invalidate(error) => error.fmt(f),
-            Self::TranslationMode(mode) => {
-                write!(f, "the unit translates already, with {mode:?} tables")
-            }
-            Self::QueueRuns(memory) => {
-                write!(f, "another's invalidation queue runs at {memory}")
-            }
-            Self::QueueUnusable { address, tail } => write!(
-                f,
-                "the queue that runs cannot be closed: IQA {address:#x}, IQT {tail:#x}"
-            ),
-            Self::QueueMemory(slot) => {
-                write!(f, "the queue's slot at {slot} does not hold what is stored")
-            }
-        }
-    }
-}
-
-impl core::error::Error for EnableError {}
-
-/// A batch of invalidations that was given to the unit. Only [`Unit::wait`] tells when it is done.
-#[must_use = "the invalidation is done only when it was waited for"]
-#[derive(Debug)]
-pub struct Submitted {
-    pub(super) pending: Pending,
-    /// The number of its wait; `None` where the unit had nothing to do.
-    pub(super) sequence: Option<u32>,
-    /// [`Unit::installs`] when it was submitted.
-    pub(super) installs: u32,
-}
-
 /// Whether the unit uses the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -205,11 +89,11 @@ pub struct Unit<R, M, C> {
     pub(super) root: PhysAddr,
     pub(super) queue: Queue,
     pub(super) interrupts: InterruptTable,
-    pub(super) domains: Domains,
+    pub(crate) domains: Domains,
     pub(super) phase: Phase,
     /// The number of the first batch that proves the retirement of the context or interrupt entry
     /// that was retired last.
-    pub(super) last_retirement: Option<u32>,
+    pub(super) last_retirement: Option<u64>,
     /// How many context and interrupt entries were made present, modulo 2^32.
     pub(super) installs: u32,
 }
@@ -245,8 +129,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let width = capabilities
             .check(window, &config)
             .map_err(PrepareError::Probe)?;
-        if arena.end().0 > config.host_limit() {
-            return Err(PrepareError::ArenaTooHigh(arena));
+        let limit = config.host_limit();
+        if arena.end().0 > limit {
+            return Err(PrepareError::ArenaTooHigh { arena, limit });
         }
         let mut arena = Arena::new(arena).map_err(PrepareError::Arena)?;
         let mut tables = Tables {
@@ -521,7 +406,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     pub(super) fn wait_proved(
         &mut self,
         submitted: Submitted,
-    ) -> Result<Option<u32>, InvalidateError> {
+    ) -> Result<Option<u64>, InvalidateError> {
         let Submitted {
             pending,
             sequence,
@@ -570,7 +455,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     fn complete(
         &mut self,
         pending: &Pending,
-        proved: u32,
+        proved: u64,
         installs: u32,
     ) -> Result<(), InvalidateError> {
         // A batch proves nothing about an entry that was retired after it was submitted. One that
@@ -591,25 +476,22 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         }
         for &change in pending.interrupts() {
             if change.retire {
-                self.interrupts.empty(&mut self.tables, change.handle);
+                self.interrupts.empty(&mut self.tables, change.index);
             }
         }
         for domain in self.domains.iter_mut() {
             if pending.covers_domain(domain.id) {
                 domain
                     .retired
-                    .release(&mut self.tables, &mut self.arena, |tag| {
-                        reached(proved, tag as u32)
-                    });
+                    .release(&mut self.tables, &mut self.arena, |tag| tag <= proved);
             }
         }
         Ok(())
     }
 
     /// Whether every retirement there was began before the batch with this number was submitted.
-    pub(super) fn all_retired_before(&self, proved: u32) -> bool {
-        self.last_retirement
-            .is_none_or(|retired| reached(proved, retired))
+    pub(super) fn all_retired_before(&self, proved: u64) -> bool {
+        self.last_retirement.is_none_or(|retired| retired <= proved)
     }
 
     pub(super) fn retirement_begun(&mut self) {
@@ -662,9 +544,15 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         self.width
     }
 
+    /// How many levels the tables of its domains have.
+    #[must_use]
+    pub const fn levels(&self) -> u32 {
+        self.width.levels()
+    }
+
     /// The domains it has.
     pub fn domain_ids(&self) -> impl Iterator<Item = DomainId> + '_ {
-        self.domains.iter().map(|domain| domain.id)
+        self.domains.ids()
     }
 
     /// Gives registers, memory and clock back. The unit goes on as it was set up.

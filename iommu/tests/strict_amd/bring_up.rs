@@ -308,7 +308,7 @@ fn tables_lie_below_4_gib() {
             range(base, 0x80_0000),
             config(&model),
         );
-        assert!(matches!(result, Err(PrepareError::ArenaTooHigh(_))));
+        assert!(matches!(result, Err(PrepareError::ArenaTooHigh { .. })));
     }
     let rig = Rig::one();
     let mut unit = rig.units.into_iter().next().unwrap();

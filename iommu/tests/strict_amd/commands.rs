@@ -214,7 +214,10 @@ fn commands_that_are_always_illegal_are_refused_and_the_device_stays_blocked() {
     rig.machine.inject(0, Injection::IllegalCommands(1000));
     let blocked = rig.units[0].block(DEVICE);
     let error = rig.units[0].flush(blocked).unwrap_err();
-    assert!(matches!(error, InvalidateError::Refused(_)), "{error:?}");
+    assert!(
+        matches!(error, InvalidateError::Refused { .. }),
+        "{error:?}"
+    );
     assert_eq!(rig.units[0].domain_of(DEVICE), None);
     assert!(rig.units[0].attach(DEVICE, B).is_err(), "not flushed");
     rig.machine.inject(0, Injection::Nothing);

@@ -1,6 +1,6 @@
 //! Which interrupts get through, and where they go.
 
-use handoff_abi::{ApicId, RequesterId};
+use handoff_abi::{ApicId, RequesterId, UnitKind};
 use iommu::amd::{Config, InterruptError, InterruptFormat, InterruptHandle};
 use iommu_model::amd::{Interrupt, Reason, Schedule, UnitConfig};
 
@@ -285,10 +285,7 @@ fn targets_and_indices_that_are_none_are_refused() {
         assert_eq!(error, InterruptError::BadTarget(bad));
     }
     for index in [0, 15, 0x100, 0x10f, 0x200, 0x7ff, u16::MAX] {
-        let handle = InterruptHandle {
-            source: DEVICE,
-            index,
-        };
+        let handle = InterruptHandle::new(UnitKind::AmdVi, DEVICE, index);
         let error = unit.set_interrupt(handle, target(1, 32)).unwrap_err();
         assert_eq!(error, InterruptError::BadIndex(handle));
         assert_eq!(unit.interrupt(handle), None);

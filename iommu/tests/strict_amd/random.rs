@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use handoff_abi::{DomainId, RequesterId};
+use handoff_abi::{DomainId, RequesterId, UnitKind};
 use iommu::Access;
 use iommu::amd::{InterruptHandle, Pending, Submitted};
 use iommu_model::amd::{Injection, Interrupt, Schedule, UnitConfig};
@@ -278,10 +278,7 @@ impl World {
             .interrupts
             .iter()
             .nth(index.checked_rem(count)?)?;
-        let handle = InterruptHandle {
-            source: requester(key.0),
-            index: key.1,
-        };
+        let handle = InterruptHandle::new(UnitKind::AmdVi, requester(key.0), key.1);
         Some((key, handle))
     }
 

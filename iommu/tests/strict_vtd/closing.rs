@@ -140,31 +140,32 @@ fn memory_that_is_not_the_queue_is_noticed_before_the_unit_looks_at_it() {
     rig.machine.assert_no_violations();
 }
 
+fn refused(status: spec::FaultStatus) -> InvalidateError {
+    InvalidateError::Refused {
+        register: spec::Register::FaultStatus.into(),
+        value: status.bits().into(),
+    }
+}
+
 #[test]
 fn a_queue_that_stands_still_ends_in_an_error_and_nothing_is_switched_off() {
     for (injection, expected) in [
         (
             Injection::StuckQueue,
             InvalidateError::Register(RegisterError::Timeout {
-                register: spec::Register::InvalidationQueueHead,
+                register: spec::Register::InvalidationQueueHead.into(),
                 last: 64,
             }),
         ),
         (
             Injection::LostWaits(1),
             InvalidateError::Register(RegisterError::Timeout {
-                register: spec::Register::InvalidationQueueHead,
+                register: spec::Register::InvalidationQueueHead.into(),
                 last: 80,
             }),
         ),
-        (
-            Injection::TimeOuts(1),
-            InvalidateError::Refused(spec::FaultStatus::ITE),
-        ),
-        (
-            Injection::QueueErrors(1),
-            InvalidateError::Refused(spec::FaultStatus::IQE),
-        ),
+        (Injection::TimeOuts(1), refused(spec::FaultStatus::ITE)),
+        (Injection::QueueErrors(1), refused(spec::FaultStatus::IQE)),
     ] {
         let mut rig = left(&UnitConfig::default(), Schedule::Lazy, 0, 4, false);
         rig.machine.inject(0, injection);

@@ -89,7 +89,7 @@ fn a_fault_names_source_address_access_and_reason() {
         (
             send(OTHER, message.address.0, message.data),
             OTHER,
-            interrupt(handle.0),
+            interrupt(handle.index),
             FaultReason::InterruptSource,
             0x26,
         ),

@@ -47,7 +47,9 @@ fn a_message_of_another_device_is_blocked_and_recorded_however_it_is_written() {
         .machine
         .msi(0, DEVICE.0, message.address.0, message.data);
     assert_eq!(sent, Interrupt::Blocked(Reason::SourceMismatch));
-    let request = FaultRequest::Interrupt { index: others.0 };
+    let request = FaultRequest::Interrupt {
+        index: others.index,
+    };
     assert_eq!(
         told(&mut rig),
         (DEVICE, request, FaultReason::InterruptSource)
@@ -75,7 +77,7 @@ fn a_message_in_compatibility_format_is_blocked_and_recorded() {
 fn a_message_with_a_handle_that_is_not_set_is_blocked_and_recorded() {
     let (mut rig, _, cleared) = with_handles();
     for (index, why) in [
-        (cleared.0, Reason::InterruptNotPresent),
+        (cleared.index, Reason::InterruptNotPresent),
         (0x0fff, Reason::IndexTooLarge),
     ] {
         let address = 0xfee0_0010 | u64::from(index) << 5;

@@ -1,6 +1,6 @@
 //! Who interrupts whom.
 
-use handoff_abi::RequesterId;
+use handoff_abi::{RequesterId, UnitKind};
 use iommu::vtd::{InterruptError, InterruptHandle, Pending, TriggerMode};
 use iommu_model::{Injection, Interrupt, Reason, Schedule, UnitConfig};
 
@@ -23,6 +23,10 @@ fn set(rig: &mut Rig, source: RequesterId, destination: u32, vector: u8) -> Inte
     handle
 }
 
+fn named(source: RequesterId, index: u16) -> InterruptHandle {
+    InterruptHandle::new(UnitKind::VtD, source, index)
+}
+
 fn send(rig: &Rig, sid: RequesterId, handle: InterruptHandle) -> Interrupt {
     let message = handle.message();
     rig.machine.msi(0, sid.0, message.address.0, message.data)
@@ -35,7 +39,7 @@ fn a_handle_serves_its_device_and_no_other() {
             let mut rig = Rig::up(schedule, std::slice::from_ref(&model));
             // In caching mode the entries are known to be absent by now.
             for index in 0..4 {
-                let _ = send(&rig, DEVICE, InterruptHandle(index));
+                let _ = send(&rig, DEVICE, named(DEVICE, index));
             }
             let first = set(&mut rig, DEVICE, 2, 0x41);
             let second = set(&mut rig, OTHER, 3, 0x42);
@@ -68,7 +72,7 @@ fn nothing_but_handles_raises_an_interrupt() {
     for index in 0..0x1_0000_u64 {
         let address = 0xfee0_0010 | (index & 0x7fff) << 5 | (index >> 15) << 2;
         let got = rig.machine.msi(0, DEVICE.0, address, 0);
-        let expected = if index == u64::from(handle.0) {
+        let expected = if index == u64::from(handle.index) {
             delivered(2, 0x41)
         } else if index < 256 {
             Interrupt::Blocked(Reason::InterruptNotPresent)
@@ -91,7 +95,7 @@ fn handles_of_a_large_table_use_all_sixteen_bits() {
     unit.enable().unwrap();
     assert_eq!(machine.latched(0).1.map(|a| a & 0xf), Some(15));
     for (index, address) in [(0x8001_u16, 0xfee0_0034_u64), (0x7fff, 0xfeef_fff0)] {
-        assert_eq!(InterruptHandle(index).message().address.0, address);
+        assert_eq!(named(DEVICE, index).message().address.0, address);
         let got = machine.msi(0, DEVICE.0, address, 0);
         assert_eq!(got, Interrupt::Blocked(Reason::InterruptNotPresent));
         assert_eq!(
@@ -153,14 +157,18 @@ fn a_cleared_handle_is_dead_after_the_flush_and_only_then_reused() {
             assert_eq!(send(&rig, DEVICE, handle), delivered(2, 0x41));
             assert!(rig.units[0].interrupt(handle).is_none());
             let others: Vec<_> = (0..255).map(|_| set(&mut rig, OTHER, 3, 0x50)).collect();
-            assert!(!others.contains(&handle), "given out too early");
+            assert!(
+                !others.iter().any(|other| other.index == handle.index),
+                "given out too early"
+            );
             let full = rig.units[0].allocate_interrupt(OTHER, target(3, 0x50));
-            assert_eq!(full.unwrap_err(), InterruptError::Full);
+            assert_eq!(full.unwrap_err(), InterruptError::Full(OTHER));
             rig.flush(pending);
             let dead = Interrupt::Blocked(Reason::InterruptNotPresent);
             assert_eq!(send(&rig, DEVICE, handle), dead);
-            assert_eq!(set(&mut rig, OTHER, 3, 0x51), handle);
-            assert_eq!(send(&rig, OTHER, handle), delivered(3, 0x51));
+            let anew = set(&mut rig, OTHER, 3, 0x51);
+            assert_eq!(anew.index, handle.index);
+            assert_eq!(send(&rig, OTHER, anew), delivered(3, 0x51));
             let forged = Interrupt::Blocked(Reason::SourceMismatch);
             assert_eq!(send(&rig, DEVICE, handle), forged);
             rig.sound();
@@ -193,10 +201,13 @@ fn a_retarget_goes_to_the_old_or_the_new_place_and_then_to_the_new() {
 #[test]
 fn handles_that_are_not_set_cannot_be_changed() {
     let mut rig = Rig::one();
+    let others = set(&mut rig, OTHER, 1, 0x70);
     for handle in [
-        InterruptHandle(3),
-        InterruptHandle(256),
-        InterruptHandle(u16::MAX),
+        named(DEVICE, 3),
+        named(DEVICE, 256),
+        named(DEVICE, u16::MAX),
+        // Set, but for another device.
+        named(DEVICE, others.index),
     ] {
         let expected = InterruptError::NotSet(handle);
         assert_eq!(rig.units[0].clear_interrupt(handle).unwrap_err(), expected);
@@ -230,7 +241,7 @@ fn a_level_triggered_pin_keeps_its_trigger_mode() {
     rig.flush(pending);
     let trigger = |rig: &Rig| {
         let irta = rig.machine.latched(0).1.unwrap() & !0xfff;
-        rig.machine.peek(irta + u64::from(handle.0) * 16) >> 4 & 1
+        rig.machine.peek(irta + u64::from(handle.index) * 16) >> 4 & 1
     };
     assert_eq!(trigger(&rig), 1);
     let pending = rig.units[0].retarget(handle, target(2, 0x34)).unwrap();
@@ -239,9 +250,9 @@ fn a_level_triggered_pin_keeps_its_trigger_mode() {
     assert_eq!(send(&rig, OTHER, handle), delivered(2, 0x34));
     // The pin's entry: format, index, vector, level (VT-d section 5.1.5.1).
     let pin = handle.redirection_entry(0x34, TriggerMode::Level, true);
-    let index = u64::from(handle.0);
+    let index = u64::from(handle.index);
     assert_eq!(pin, index << 49 | 1 << 48 | 1 << 15 | 1 << 13 | 0x34);
-    let high = InterruptHandle(0x8003).redirection_entry(0x20, TriggerMode::Edge, false);
+    let high = named(DEVICE, 0x8003).redirection_entry(0x20, TriggerMode::Edge, false);
     assert_eq!(high, 3 << 49 | 1 << 48 | 1 << 11 | 0x20);
 }
 
@@ -281,7 +292,7 @@ fn a_failed_invalidation_keeps_a_handle_from_being_reused() {
         let (other, _pending) = rig.units[0]
             .allocate_interrupt(OTHER, target(1, 0x60))
             .unwrap();
-        assert_ne!(other, handle);
+        assert_ne!(other.index, handle.index);
     }
     assert!(
         rig.units[0]
@@ -290,7 +301,8 @@ fn a_failed_invalidation_keeps_a_handle_from_being_reused() {
     );
     rig.machine.inject(0, Injection::Nothing);
     rig.units[0].invalidate_everything().unwrap();
-    assert_eq!(set(&mut rig, OTHER, 1, 0x61), handle);
-    assert_eq!(send(&rig, OTHER, handle), delivered(1, 0x61));
+    let anew = set(&mut rig, OTHER, 1, 0x61);
+    assert_eq!(anew.index, handle.index);
+    assert_eq!(send(&rig, OTHER, anew), delivered(1, 0x61));
     rig.sound();
 }

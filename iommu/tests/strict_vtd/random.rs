@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use handoff_abi::{DomainId, RequesterId};
+use handoff_abi::{DomainId, RequesterId, UnitKind};
 use iommu::Access;
 use iommu::vtd::{InterruptHandle, Pending, Submitted};
 use iommu_model::{Injection, Interrupt, Schedule, UnitConfig};
@@ -59,6 +59,10 @@ enum Step {
         kind: u8,
     },
     Hand,
+}
+
+fn named(device: u16, index: u16) -> InterruptHandle {
+    InterruptHandle::new(UnitKind::VtD, requester(device), index)
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -187,7 +191,10 @@ impl World {
                 let result = self.rig.units[0].allocate_interrupt(source, target(1, vector));
                 let (handle, pending) = result.unwrap();
                 self.add(pending);
-                let old = self.account.interrupts.insert(handle.0, (device, vector));
+                let old = self
+                    .account
+                    .interrupts
+                    .insert(handle.index, (device, vector));
                 assert!(old.is_none(), "a handle given out twice");
             }
             Step::Retarget { index, vector } => {
@@ -198,7 +205,9 @@ impl World {
                     .retarget(handle, target(1, vector))
                     .unwrap();
                 self.add(pending);
-                self.account.interrupts.insert(handle.0, (device, vector));
+                self.account
+                    .interrupts
+                    .insert(handle.index, (device, vector));
             }
             Step::Clear { index } => {
                 let Some((handle, _)) = self.pick(index) else {
@@ -206,7 +215,7 @@ impl World {
                 };
                 let pending = self.rig.units[0].clear_interrupt(handle).unwrap();
                 self.add(pending);
-                self.account.interrupts.remove(&handle.0);
+                self.account.interrupts.remove(&handle.index);
             }
             Step::Flush => {
                 self.flush();
@@ -264,7 +273,7 @@ impl World {
             .interrupts
             .iter()
             .nth(index.checked_rem(count)?)?;
-        Some((InterruptHandle(*handle), *device))
+        Some((named(*device, *handle), *device))
     }
 
     /// With nothing pending, exactly what the account says is within reach.
@@ -303,7 +312,7 @@ impl World {
             }
         }
         for index in 0..24 {
-            let message = InterruptHandle(index).message();
+            let message = named(0, index).message();
             for device in 0..DEVICES {
                 let sid = requester(device).0;
                 let got = self

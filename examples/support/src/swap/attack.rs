@@ -3,8 +3,9 @@
 
 use alloc::vec::Vec;
 
-use handoff_abi::{FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange, message};
-use iommu::vtd;
+use handoff_abi::{
+    FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange, UnitKind, message,
+};
 use iommu::{Access, Fault};
 
 use super::devices;
@@ -217,8 +218,8 @@ fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Res
         return Err(failure!("the device's own interrupt does not come"));
     }
     for index in 0..FORGED {
-        let handle = vtd::InterruptHandle(index);
-        if handle.0 == own.handle {
+        let handle = iommu::InterruptHandle::new(UnitKind::VtD, function.requester, index);
+        if handle.index == own.handle {
             continue;
         }
         *attempts += 1;

@@ -5,7 +5,6 @@ use handoff_abi::{
     InterruptHandle, InterruptTarget, Memory, Owner, PartitionId, PciFunction, PhysAddr, PhysRange,
     Platform, Writer, memory, purpose, resource,
 };
-use iommu::vtd;
 use partition_core::plan::Plan;
 
 use super::command_line;
@@ -28,7 +27,7 @@ pub fn handoff_at(kernel: &Kernel, partition: PartitionId) -> PhysAddr {
 #[must_use]
 pub fn handle_record(
     function: PciFunction,
-    handle: vtd::InterruptHandle,
+    handle: iommu::InterruptHandle,
     target: InterruptTarget,
     message: u32,
 ) -> InterruptHandle {
@@ -36,7 +35,7 @@ pub fn handle_record(
     InterruptHandle {
         function,
         unit: 0,
-        handle: handle.0,
+        handle: handle.index,
         message_address: written.address,
         message_data: written.data,
         destination: target.destination,

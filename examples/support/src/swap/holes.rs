@@ -4,9 +4,9 @@
 
 use alloc::vec::Vec;
 
-use handoff_abi::{FRAME_SIZE, InterruptHandle, PciFunction, PhysAddr, PhysRange};
+use handoff_abi::{FRAME_SIZE, InterruptHandle, PciFunction, PhysAddr, PhysRange, UnitKind};
 use iommu::Access;
-use iommu::vtd;
+use iommu::InterruptHandle as Entry;
 
 use super::attack::drain;
 use super::devices;
@@ -88,8 +88,9 @@ impl Attacker {
         let (me, requester) = (cpu::apic_id(), self.function.requester);
         let compatible = pci::message(me, FORGED_VECTOR);
         let others = (self.others.message_address, self.others.message_data);
-        let absent = vtd::InterruptHandle(self.absent(kernel)?).message();
-        let beyond = vtd::InterruptHandle(BEYOND).message();
+        let forged = |index| Entry::new(UnitKind::VtD, requester, index);
+        let absent = forged(self.absent(kernel)?).message();
+        let beyond = forged(BEYOND).message();
         for (what, message) in [
             ("handle-of-another", others),
             ("handle-not-set", (absent.address, absent.data)),
@@ -116,7 +117,7 @@ impl Attacker {
         let set: Vec<u16> = kernel
             .unit()?
             .interrupts()
-            .map(|interrupt| interrupt.handle.0)
+            .map(|interrupt| interrupt.handle.index)
             .collect();
         (0..BEYOND)
             .find(|index| !set.contains(index))

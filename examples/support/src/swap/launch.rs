@@ -8,7 +8,7 @@ use handoff_abi::{
     AbiVersion, ApicId, DomainId, Firmware, InterruptHandle, InterruptTarget, Owner, PartitionId,
     PciFunction, PhysAddr, PhysRange, RequesterId, resource, state,
 };
-use iommu::vtd::{self, Pending};
+use iommu::Pending;
 use partition_core::cpu::StartState;
 use partition_core::image::Image;
 use partition_core::plan::{Findings, Plan, plan};
@@ -418,11 +418,11 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
 pub fn interrupts_of(
     kernel: &mut Kernel,
     source: RequesterId,
-) -> Result<Vec<vtd::InterruptHandle>, Failure> {
+) -> Result<Vec<iommu::InterruptHandle>, Failure> {
     let unit = kernel.unit()?;
     Ok(unit
         .interrupts()
-        .filter(|interrupt| interrupt.source == source)
+        .filter(|interrupt| interrupt.handle.source == source)
         .map(|interrupt| interrupt.handle)
         .collect())
 }

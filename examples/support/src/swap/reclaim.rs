@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use acpi_capture::Capture;
 use handoff_abi::{
     Envelope, Features, Handoff, InterruptTarget, Owner, PartitionId, PciFunction, PhysAddr,
-    PhysRange, RequesterId, VtdUnit, Writer, resource,
+    PhysRange, RequesterId, UnitKind, VtdUnit, Writer, resource,
 };
 use iommu::Reach;
 use iommu::vtd::{self, Unit};
@@ -328,7 +328,14 @@ fn consolidate(kernel: &mut Kernel) {
                 vector: handle.vector as u8,
             };
             if let Some(unit) = kernel.unit.as_mut()
-                && let Ok(pending) = unit.retarget(vtd::InterruptHandle(handle.handle), target)
+                && let Ok(pending) = unit.retarget(
+                    iommu::InterruptHandle::new(
+                        UnitKind::VtD,
+                        handle.function.requester,
+                        handle.handle,
+                    ),
+                    target,
+                )
                 && unit.flush(pending).is_ok()
             {
                 handle.destination = bootstrap;

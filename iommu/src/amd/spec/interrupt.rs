@@ -1,6 +1,6 @@
 //! Interrupt remapping table entries (section 2.2.5).
 
-use handoff_abi::{ApicId, InterruptMessage, InterruptTarget, PhysAddr, RequesterId};
+use handoff_abi::{ApicId, InterruptTarget};
 
 /// How interrupt entries look, which holds for all tables of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -17,6 +17,14 @@ pub enum InterruptFormat {
 }
 
 impl InterruptFormat {
+    /// How many entries a table has: one for each vector in each of the two delivery modes that
+    /// have any.
+    pub const ENTRIES: u16 = 512;
+    /// The logarithm of [`ENTRIES`](Self::ENTRIES), for IntTabLen.
+    pub const LOG_ENTRIES: u32 = Self::ENTRIES.trailing_zeros();
+    /// Where the entries of lowest priority begin.
+    pub const LOWEST_PRIORITY: u16 = 256;
+
     /// The size of an entry in bytes.
     #[must_use]
     pub const fn entry_size(self) -> u64 {
@@ -29,47 +37,7 @@ impl InterruptFormat {
     /// The frames of a table.
     #[must_use]
     pub const fn table_frames(self) -> u64 {
-        (InterruptHandle::ENTRIES as u64 * self.entry_size()).div_ceil(handoff_abi::FRAME_SIZE)
-    }
-}
-
-/// An interrupt entry: the device and the index in its table, which is what the low 11 bits of a
-/// message's data say (section 2.2.5): the vector in bits 7:0, and in bits 10:8 the delivery mode,
-/// 0 for fixed and 1 for lowest priority. No other mode has an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct InterruptHandle {
-    /// The device.
-    pub source: RequesterId,
-    /// The index.
-    pub index: u16,
-}
-
-impl InterruptHandle {
-    /// How many entries a table has: one for each vector in each of the two delivery modes.
-    pub const ENTRIES: u16 = 512;
-    /// The logarithm of [`ENTRIES`](Self::ENTRIES), for IntTabLen.
-    pub const LOG_ENTRIES: u32 = Self::ENTRIES.trailing_zeros();
-    /// Where the entries of lowest priority begin.
-    pub const LOWEST_PRIORITY: u16 = 256;
-
-    /// The message that raises this interrupt. The processor that the address names (here 0) is
-    /// not looked at.
-    #[must_use]
-    pub const fn message(self) -> InterruptMessage {
-        InterruptMessage {
-            address: PhysAddr(0xfee0_0000),
-            data: self.index as u32,
-        }
-    }
-
-    /// The redirection table entry that makes an I/O APIC pin raise this interrupt: the index in
-    /// bits 10:0, bit 15 the trigger mode (1: level), bit 13 the polarity (1: active low), the
-    /// mask, bit 16, clear. The end of a level interrupt finds its pin by the vector in bits 7:0,
-    /// so the entry's target must have that vector.
-    #[must_use]
-    pub const fn redirection_entry(self, level: bool, active_low: bool) -> u64 {
-        (self.index as u64 & 0x7ff) | (level as u64) << 15 | (active_low as u64) << 13
+        (Self::ENTRIES as u64 * self.entry_size()).div_ceil(handoff_abi::FRAME_SIZE)
     }
 }
 
@@ -225,14 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_names_the_index_and_no_processor() {
-        let handle = InterruptHandle {
-            source: RequesterId(0x0208),
-            index: 0x141,
-        };
-        assert_eq!(handle.message().address, PhysAddr(0xfee0_0000));
-        assert_eq!(handle.message().data, 0x141);
-        assert_eq!(handle.redirection_entry(true, true), 0xa141);
+    fn a_table_has_as_many_frames_as_its_entries_need() {
         assert_eq!(InterruptFormat::Bits32.table_frames(), 1);
         assert_eq!(InterruptFormat::Bits128.table_frames(), 2);
     }

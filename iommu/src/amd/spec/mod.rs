@@ -13,7 +13,7 @@ mod registers;
 pub use command::Command;
 pub use device::DeviceEntry;
 pub use event::{Event, EventKind};
-pub use interrupt::{InterruptEntry, InterruptFormat, InterruptHandle};
+pub use interrupt::{InterruptEntry, InterruptFormat};
 pub use paging::PageEntry;
 pub use registers::{
     CapabilityHeader, Control, DeviceTableBase, ExtendedFeature, Register, RingBase, Status,

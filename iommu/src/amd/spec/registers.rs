@@ -5,6 +5,8 @@ use core::fmt;
 use bitflags::bitflags;
 use handoff_abi::{FRAME_SIZE, PhysAddr};
 
+use super::InterruptFormat;
+
 /// Bits 51:12, where registers and entries hold the address of a 4 KiB frame.
 pub(super) const FRAME_MASK: u64 = 0x000f_ffff_ffff_f000;
 
@@ -194,6 +196,18 @@ impl Control {
 
     /// The two bits that say how interrupt entries are read.
     pub(crate) const FORMAT: Self = Self(Self::GA.0 | Self::XT.0);
+
+    /// How interrupt entries are read (GAEn and XTEn).
+    #[must_use]
+    pub const fn interrupt_format(self) -> InterruptFormat {
+        if !self.contains(Self::GA) {
+            InterruptFormat::Bits32
+        } else if !self.contains(Self::XT) {
+            InterruptFormat::Bits128
+        } else {
+            InterruptFormat::Bits128X2Apic
+        }
+    }
 }
 
 /// IOMMU Status Register (section 3.4.15). The first two are cleared by writing ones.

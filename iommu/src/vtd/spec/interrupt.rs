@@ -1,60 +1,8 @@
 //! Interrupt remapping table entries and the messages that name them (sections 5.1 and 9.9).
 
-use handoff_abi::{ApicId, InterruptMessage, InterruptTarget, PhysAddr, RequesterId};
+use handoff_abi::{ApicId, InterruptTarget, RequesterId};
 
-/// How an interrupt is signalled at the processor: TM, bit 4 of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub enum TriggerMode {
-    /// 0: each message is one interrupt. All message signalled interrupts are of this kind.
-    Edge,
-    /// 1: asserted until the processor's end-of-interrupt. Only I/O APIC pins.
-    Level,
-}
-
-/// The index of an interrupt remapping entry, as a message names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "defmt", derive(defmt::Format))]
-pub struct InterruptHandle(pub u16);
-
-impl InterruptHandle {
-    /// The message in remappable format that raises this interrupt (section 5.1.2.2): address bits
-    /// 31:20 are `0xFEE`, 19:5 the handle's low 15 bits, bit 4 the format, bit 3 (SHV) clear, bit 2
-    /// the handle's bit 15; the data is 0, as there is no subhandle.
-    #[must_use]
-    pub const fn message(self) -> InterruptMessage {
-        let handle = self.0 as u64;
-        InterruptMessage {
-            address: PhysAddr(0xfee0_0000 | (handle & 0x7fff) << 5 | 1 << 4 | handle >> 15 << 2),
-            data: 0,
-        }
-    }
-
-    /// The redirection table entry in remappable format that makes an I/O APIC pin raise this
-    /// interrupt (section 5.1.2.1): bits 63:49 are the handle's low 15 bits, bit 48 the format, bit
-    /// 15 the trigger mode, bit 13 the polarity (1: active low), bit 11 the handle's bit 15. The
-    /// vector must be that of the remapping entry, or the end of a level interrupt does not find
-    /// its pin. The mask, bit 16, is clear.
-    #[must_use]
-    pub const fn redirection_entry(
-        self,
-        vector: u8,
-        trigger: TriggerMode,
-        active_low: bool,
-    ) -> u64 {
-        let handle = self.0 as u64;
-        let level = match trigger {
-            TriggerMode::Edge => 0,
-            TriggerMode::Level => 1 << 15,
-        };
-        (handle & 0x7fff) << 49
-            | 1 << 48
-            | level
-            | (active_low as u64) << 13
-            | handle >> 15 << 11
-            | vector as u64
-    }
-}
+use crate::TriggerMode;
 
 /// An interrupt remapping table entry: 128 bits (section 9.9).
 ///
@@ -236,20 +184,5 @@ mod tests {
             };
             assert!(!entry.is_canonical(false), "bit {}", bit + 64);
         }
-    }
-
-    #[test]
-    fn messages_have_the_remappable_format() {
-        assert_eq!(InterruptHandle(0).message().address, PhysAddr(0xfee0_0010));
-        assert_eq!(InterruptHandle(1).message().address, PhysAddr(0xfee0_0030));
-        assert_eq!(
-            InterruptHandle(0xffff).message().address,
-            PhysAddr(0xfeef_fff4)
-        );
-        assert_eq!(InterruptHandle(0x1234).message().data, 0);
-        assert_eq!(
-            InterruptHandle(0x8001).redirection_entry(0x40, TriggerMode::Level, true),
-            0x0003_0000_0000_a840
-        );
     }
 }

@@ -2,8 +2,6 @@
 
 use handoff_abi::{DomainId, PhysAddr, RequesterId};
 
-use super::InterruptHandle;
-
 /// A descriptor as it lies in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -86,9 +84,9 @@ impl Descriptor {
     /// One interrupt remapping entry: G is 1, IM, bits 31:27, is 0, IIDX in bits 47:32 (section
     /// 6.5.2.8).
     #[must_use]
-    pub const fn interrupt_index(handle: InterruptHandle) -> Self {
+    pub const fn interrupt_index(index: u16) -> Self {
         Self {
-            low: (handle.0 as u64) << 32 | 1 << 4 | Self::INTERRUPT_CACHE,
+            low: (index as u64) << 32 | 1 << 4 | Self::INTERRUPT_CACHE,
             high: 0,
         }
     }
@@ -122,11 +120,7 @@ mod tests {
             (Descriptor::iotlb_global(), 0xd2, 0),
             (Descriptor::iotlb_domain(DomainId(0x1234)), 0x1234_00e2, 0),
             (Descriptor::interrupt_global(), 0x04, 0),
-            (
-                Descriptor::interrupt_index(InterruptHandle(0xabcd)),
-                0xabcd_0000_0014,
-                0,
-            ),
+            (Descriptor::interrupt_index(0xabcd), 0xabcd_0000_0014, 0),
             (
                 Descriptor::wait(PhysAddr(0x9008), 0xdead_beef),
                 0xdead_beef_0000_0065,

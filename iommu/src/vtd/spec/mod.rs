@@ -14,7 +14,7 @@ mod registers;
 pub use crate::LeafSize;
 pub use context::{AddressWidth, ContextEntry, RootEntry, TranslationType};
 pub use fault::FaultRecord;
-pub use interrupt::{InterruptEntry, InterruptHandle, TriggerMode};
+pub use interrupt::InterruptEntry;
 pub use invalidation::Descriptor;
 pub use paging::{MAX_LEVELS, SecondStageEntry};
 pub use registers::{
