@@ -178,19 +178,29 @@ impl Console {
         word: &str,
         deadline: Duration,
     ) -> Result<(SystemTime, Event)> {
+        self.wait_any(&[word], deadline)
+    }
+
+    /// The same for an event with any of `words`.
+    pub(crate) fn wait_any(
+        &mut self,
+        words: &[&str],
+        deadline: Duration,
+    ) -> Result<(SystemTime, Event)> {
         let end = Instant::now() + deadline;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let Some(next) = self.next_line(left)? else {
                 bail!(
-                    "no @{word} came on console {} within {:.1} s; its last lines:\n{}",
+                    "no @{} came on console {} within {:.1} s; its last lines:\n{}",
+                    words.join(" or @"),
                     self.name,
                     deadline.as_secs_f64(),
                     self.tail(12)
                 );
             };
             let Some(event) = next.event else { continue };
-            if event.word == word {
+            if words.contains(&event.word.as_str()) {
                 return Ok((next.at, event));
             }
             self.is_alive(&event)?;

@@ -112,7 +112,7 @@ pub(super) fn run(
     let silent: Watcher = Arc::new(|_, _| ());
     let mut machine = Machine::start(&options, directory, &silent)?;
     machine.run()?;
-    session::wait_first(&mut machine.consoles[0])?;
+    session::wait_first(&mut machine)?;
     let mut images_before = vec!["alpha.elf"];
     for (number, (image, requests)) in SWAPS.into_iter().enumerate() {
         let (old, new) = (number % 2, 1 - number % 2);

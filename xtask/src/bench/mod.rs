@@ -164,7 +164,7 @@ fn compare(
     let silent: Watcher = Arc::new(|_, _| ());
     let mut machine = Machine::start(&machine, &directory.join("swap"), &silent)?;
     machine.run()?;
-    let first = session::wait_first(&mut machine.consoles[0])?;
+    let first = session::wait_first(&mut machine)?;
     let load = Load::start(machine.service, LoadOptions::default())?;
     session::first_answers(&load)?;
     machine.qmp.trace(TRACE_MMIO, false)?;

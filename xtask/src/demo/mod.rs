@@ -34,6 +34,9 @@ pub(crate) struct DemoOptions {
     /// The remapping hardware.
     #[arg(long, value_enum, default_value = "vt-d")]
     pub(crate) iommu: Iommu,
+    /// Plug the devices when the first kernel asks for them, as is always done with amd-vi.
+    #[arg(long)]
+    pub(crate) plug: bool,
     /// CPUs.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(4..=64))]
     pub(crate) cpus: u32,
@@ -82,7 +85,7 @@ pub(crate) fn run(options: &DemoOptions, toolchain: &Toolchain, screen: &Screen)
     report.write(&json)?;
     let drawn = json.with_extension("svg");
     picture::write(&report, &drawn)?;
-    summarise(&report, screen);
+    summarise(&report, options, screen);
     screen.line("");
     screen.line(&format!("  report   {}", paths::shown(&json)));
     screen.line(&format!("  picture  {}", paths::shown(&drawn)));
@@ -110,7 +113,7 @@ fn perform(
     let mut machine = start(options, images, directory, screen, &quiet)?;
     let step = screen.step("Boot and capture");
     machine.run()?;
-    let first = session::wait_first(&mut machine.consoles[0])?;
+    let first = session::wait_first(&mut machine)?;
     step.done(&format!("{} came up by PVH and serves", first.0));
 
     let step = screen.step("Service");
@@ -154,15 +157,12 @@ fn perform(
         seed: options.seed,
         cpus: options.cpus,
         memory_mib: options.memory,
-        iommu: match options.iommu {
-            Iommu::VtD => "vt-d".to_owned(),
-            Iommu::None => "none".to_owned(),
-        },
+        iommu: options.iommu.name().to_owned(),
         emulator: qemu_version()?,
         took_ns: 0,
     };
     report.failures.splice(0..0, broken);
-    if options.iommu == Iommu::VtD && !options.no_swap {
+    if !options.no_swap {
         known_holes(&mut report, options, images, directory, screen);
     }
     Ok((report, evidence.files))
@@ -180,7 +180,7 @@ fn known_holes(
     screen.heading("What this emulator does not enforce, on a machine of its own");
     let step = screen.step("Known holes");
     let silent: Watcher = Arc::new(|_, _| ());
-    match holes::look(images, &directory.join("holes"), &silent) {
+    match holes::look(images, options.iommu, &directory.join("holes"), &silent) {
         Ok((found, files)) => {
             found.report(&mut report.fence);
             for hole in &found.holes {
@@ -208,10 +208,11 @@ fn start(
     screen: &Screen,
     quiet: &Arc<AtomicBool>,
 ) -> Result<Machine> {
-    let mut machine = MachineOptions::demo(&images.first, Some(&images.modules));
+    let mut machine =
+        MachineOptions::demo(&images.first, Some(&images.modules)).behind(options.iommu);
     machine.cpus = options.cpus;
     machine.memory_mib = options.memory;
-    machine.iommu = options.iommu;
+    machine.plug |= options.plug;
     machine.trace.push(TRACE_MMIO.to_owned());
     Machine::start(&machine, directory, &watcher(screen, quiet))
 }
@@ -261,7 +262,7 @@ fn sequence(options: &DemoOptions, session: &mut Session) -> Result<()> {
     session.step("Return", |session| session.hand_over(Manner::Return, false))
 }
 
-fn summarise(report: &Report, screen: &Screen) {
+fn summarise(report: &Report, options: &DemoOptions, screen: &Screen) {
     let load = &report.load;
     screen.heading("What came of it");
     screen.line(&format!(
@@ -291,8 +292,13 @@ fn summarise(report: &Report, screen: &Screen) {
     }
     if report.fence.attempts > 0 {
         screen.line(&format!(
-            "  fence    {} of {} attempts blocked, {} records confirmed",
-            report.fence.blocked, report.fence.attempts, report.fence.fault_records
+            "  fence    {}: {} of {} attempts blocked; {} of {} on memory told by {}",
+            options.iommu,
+            report.fence.blocked,
+            report.fence.attempts,
+            report.fence.faults_confirmed,
+            report.fence.memory_attempts,
+            report.fence.recorded_by
         ));
     }
     for failure in &report.failures {

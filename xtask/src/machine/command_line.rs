@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::Files;
+use super::devices::{Device, Devices, Edu};
+use super::iommu::Iommu;
 
 /// The service's UDP port in the guest.
 const GUEST_PORT: u16 = 7777;
@@ -15,37 +17,11 @@ const GUEST_PORT: u16 = 7777;
 /// The disk's size.
 const DISK_BYTES: u64 = 1 << 20;
 
-/// The first PCI slot of a root port. Slot 1 stays free: an AMD IOMMU takes it.
-const FIRST_SLOT: u32 = 2;
-
-/// Trace events that are cheap enough to be on all the time.
-pub(crate) const TRACE_ALWAYS: &[&str] = &[
-    "virtio_set_status",
-    "virtio_queue_notify",
-    "vtd_inv_desc*",
-    "vtd_dmar_fault",
-    "vtd_reg_read",
-    "vtd_reg_write",
-    "vtd_reg_write_gcmd",
-    "pci_cfg_*",
-    "runstate_set",
-];
-
-/// Trace events that come with every interrupt that is asked for through the IOMMU.
-pub(crate) const TRACE_INTERRUPTS: &str = "vtd_ir_remap_msi*";
+/// The word on the first kernel's command line that has it ask for its devices.
+const PLUG: &str = "plug=operator";
 
 /// Trace events that come with every access to a device by a CPU.
 pub(crate) const TRACE_MMIO: &str = "memory_region_ops_*";
-
-/// The remapping hardware.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Iommu {
-    /// Intel VT-d with interrupt remapping.
-    #[value(name = "vt-d", alias = "vtd")]
-    VtD,
-    /// None at all.
-    None,
-}
 
 /// A machine whose time is instructions, one nanosecond each, and whose load comes from inside.
 #[derive(Clone, Debug)]
@@ -54,15 +30,6 @@ pub(crate) struct Counted {
     pub(crate) plugin: PathBuf,
     /// The marks between which it also says where the instructions were.
     pub(crate) kept: (u8, u8),
-}
-
-/// A device that copies memory and raises interrupts on demand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Edu {
-    /// Alone below a root port of its own.
-    Alone,
-    /// Two of them below one conventional bridge, so that they share its requester id.
-    Pair,
 }
 
 /// What the machine is to be.
@@ -78,6 +45,8 @@ pub(crate) struct MachineOptions {
     pub(crate) iommu: Iommu,
     /// Further properties of the remapping hardware, such as `,caching-mode=on`.
     pub(crate) iommu_properties: String,
+    /// Devices below root ports are plugged when the first kernel asks for them, not there at start.
+    pub(crate) plug: bool,
     /// Devices that copy memory, each on a bus of its own from bus 3 on.
     pub(crate) edu: Vec<Edu>,
     /// The first kernel.
@@ -89,14 +58,14 @@ pub(crate) struct MachineOptions {
     /// Count instructions. A second network device on the same wire makes the load then, and the
     /// host reaches the service no more.
     pub(crate) counted: Option<Counted>,
-    /// Trace events that are on from the start.
+    /// Trace events that are on from the start, beside those that always are.
     pub(crate) trace: Vec<String>,
     /// Anything else.
     pub(crate) extra: Vec<String>,
 }
 
 impl MachineOptions {
-    /// The demo's machine with `kernel`.
+    /// The demo's machine with `kernel`, on VT-d.
     pub(crate) fn demo(kernel: &Path, modules: Option<&Path>) -> Self {
         Self {
             cpus: 4,
@@ -104,13 +73,36 @@ impl MachineOptions {
             cpu_model: "max".to_owned(),
             iommu: Iommu::VtD,
             iommu_properties: String::new(),
+            plug: false,
             edu: vec![Edu::Alone, Edu::Alone, Edu::Alone, Edu::Pair],
             kernel: kernel.to_path_buf(),
             modules: modules.map(Path::to_path_buf),
             append: String::new(),
             counted: None,
-            trace: TRACE_ALWAYS.iter().map(|&name| name.to_owned()).collect(),
+            trace: Vec::new(),
             extra: Vec::new(),
+        }
+    }
+
+    /// The same behind `iommu`, with the devices coming when that hardware needs them to.
+    pub(crate) fn behind(self, iommu: Iommu) -> Self {
+        Self {
+            iommu,
+            plug: iommu.wants_devices_late(),
+            ..self
+        }
+    }
+
+    fn all_devices(&self) -> Devices {
+        Devices::of(&self.edu, self.counted.is_some())
+    }
+
+    /// The devices that are to be plugged while the machine runs.
+    pub(super) fn late_devices(&self) -> Vec<Device> {
+        if self.plug {
+            self.all_devices().below
+        } else {
+            Vec::new()
         }
     }
 
@@ -160,6 +152,9 @@ impl MachineOptions {
         line.pair("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
 
         line.pair("-d", "guest_errors,plugin");
+        for pattern in self.iommu.trace_always() {
+            line.pair("-trace", pattern);
+        }
         for pattern in &self.trace {
             line.pair("-trace", pattern);
         }
@@ -168,8 +163,10 @@ impl MachineOptions {
         if let Some(modules) = &self.modules {
             line.one("-initrd").path(modules);
         }
-        if !self.append.is_empty() {
-            line.pair("-append", &self.append);
+        let plug = if self.plug { PLUG } else { "" };
+        let append = format!("{} {plug}", self.append);
+        if !append.trim().is_empty() {
+            line.pair("-append", append.trim());
         }
         line.0.extend(self.extra.iter().map(OsString::from));
         Ok(line.0)
@@ -177,39 +174,10 @@ impl MachineOptions {
 
     fn devices(&self, line: &mut Line, disk: &Path, service: SocketAddrV4) {
         // It must stand before the devices: some choose their address space when plugged.
-        if self.iommu == Iommu::VtD {
-            line.pair(
-                "-device",
-                &format!("intel-iommu,intremap=on{}", self.iommu_properties),
-            );
+        if let Some(driver) = self.iommu.driver() {
+            let properties = &self.iommu_properties;
+            line.pair("-device", &format!("{driver},intremap=on{properties}"));
         }
-        // The device's DMA goes where every function's goes, remapped or not.
-        let behind = "iommu_platform=on,disable-legacy=on";
-        let mut slot = FIRST_SLOT;
-        let mut root_port = |line: &mut Line| {
-            let number = slot - FIRST_SLOT + 1;
-            line.pair(
-                "-device",
-                &format!("pcie-root-port,id=port{number},chassis={number},addr={slot:#x}"),
-            );
-            slot += 1;
-            number
-        };
-
-        let port = root_port(line);
-        // Without an option ROM: the firmware's network boot would drive the device first.
-        // Where instructions are counted it sends by a timer of the machine: a thread of the
-        // emulator's own would do so at any time.
-        let timed = if self.counted.is_some() {
-            ",tx=timer"
-        } else {
-            ""
-        };
-        let nic = |id: &str, netdev: &str, port: u32| {
-            format!(
-                "virtio-net-pci,id={id},netdev={netdev},bus=port{port},{behind},ioeventfd=off,romfile={timed}"
-            )
-        };
         if self.counted.is_some() {
             line.pair("-netdev", "hubport,id=net,hubid=0");
             line.pair("-netdev", "hubport,id=load,hubid=0");
@@ -223,43 +191,18 @@ impl MachineOptions {
                 ),
             );
         }
-        line.pair("-device", &nic("nic", "net", port));
-        let port = root_port(line);
         line.pair(
             "-drive",
             &format!("if=none,id=disk,format=raw,file={}", escaped(disk)),
         );
-        line.pair(
-            "-device",
-            &format!("virtio-blk-pci,id=blk,drive=disk,bus=port{port},{behind},ioeventfd=off"),
-        );
-
-        // The mask is all ones, or the device cuts addresses silently and a fence seems to hold.
-        let edu =
-            |bus: &str, name: &str| format!("edu,id={name},bus={bus},dma_mask=0xffffffffffffffff");
-        for (number, kind) in (1..).zip(&self.edu) {
-            let port = root_port(line);
-            match kind {
-                Edu::Alone => line.pair(
-                    "-device",
-                    &edu(&format!("port{port}"), &format!("edu{number}")),
-                ),
-                Edu::Pair => {
-                    let bridge = format!("bridge{number}");
-                    line.pair(
-                        "-device",
-                        &format!("pcie-pci-bridge,id={bridge},bus=port{port}"),
-                    );
-                    for (half, slot) in [("a", 1), ("b", 2)] {
-                        let device = edu(&bridge, &format!("edu{number}{half}"));
-                        line.pair("-device", &format!("{device},addr={slot}"));
-                    }
-                }
-            }
+        let devices = self.all_devices();
+        for port in &devices.ports {
+            line.pair("-device", &port.argument());
         }
-        if self.counted.is_some() {
-            let port = root_port(line);
-            line.pair("-device", &nic("load", "load", port));
+        if !self.plug {
+            for device in &devices.below {
+                line.pair("-device", &device.argument());
+            }
         }
     }
 }
@@ -323,9 +266,34 @@ mod tests {
 
     #[test]
     fn without_remapping_hardware_there_is_none() {
-        let mut options = MachineOptions::demo(Path::new("k"), None);
-        options.iommu = Iommu::None;
+        let options = MachineOptions::demo(Path::new("k"), None).behind(Iommu::None);
         let line = shown(&options, "none");
-        assert!(!line.contains("intel-iommu"), "{line}");
+        assert!(!line.contains("-iommu"), "{line}");
+        assert!(line.contains("edu,"), "{line}");
+    }
+
+    #[test]
+    fn behind_amd_vi_the_kernel_asks_for_what_is_below_the_root_ports() {
+        let mut options = MachineOptions::demo(Path::new("k"), None).behind(Iommu::AmdVi);
+        options.append = "intx=firmware".to_owned();
+        let line = shown(&options, "late");
+        assert!(line.contains("amd-iommu,intremap=on"), "{line}");
+        assert_eq!(line.matches("pcie-root-port").count(), 6);
+        for device in [
+            "virtio-net-pci",
+            "virtio-blk-pci",
+            "edu,",
+            "pcie-pci-bridge",
+        ] {
+            assert!(!line.contains(device), "{device}");
+        }
+        assert!(
+            line.contains("-append intx=firmware plug=operator"),
+            "{line}"
+        );
+        assert_eq!(options.late_devices().len(), 8);
+        let early = MachineOptions::demo(Path::new("k"), None);
+        assert!(early.late_devices().is_empty());
+        assert!(!shown(&early, "early").contains("-append"));
     }
 }

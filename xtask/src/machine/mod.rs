@@ -1,6 +1,9 @@
 //! The emulated machine: started, connected to and, however things end, stopped.
 
 mod command_line;
+mod devices;
+mod iommu;
+mod plug;
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -17,7 +20,10 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
-pub(crate) use command_line::{Counted, Iommu, MachineOptions, TRACE_INTERRUPTS, TRACE_MMIO};
+pub(crate) use command_line::{Counted, MachineOptions, TRACE_MMIO};
+pub(crate) use iommu::Iommu;
+
+use plug::Plugs;
 
 use crate::console::{Console, Watcher};
 use crate::process::bound_command;
@@ -44,6 +50,9 @@ pub(crate) struct Machine {
     pub(crate) service: SocketAddrV4,
     /// The host's thread of each CPU. One thread for all under `-icount`.
     pub(crate) cpu_threads: Vec<u32>,
+    /// The remapping hardware.
+    pub(crate) iommu: Iommu,
+    plugs: Plugs,
     files: Files,
     child: Guarded,
 }
@@ -218,6 +227,8 @@ impl Machine {
             consoles,
             service,
             cpu_threads,
+            iommu: options.iommu,
+            plugs: Plugs::new(options.late_devices()),
             files,
             child,
         })
@@ -226,6 +237,24 @@ impl Machine {
     /// Lets the machine run.
     pub(crate) fn run(&mut self) -> Result<()> {
         self.qmp.execute("cont", json!({}))?;
+        Ok(())
+    }
+
+    /// Plugs the devices that can be by now, and says how many.
+    pub(crate) fn plug(&mut self) -> Result<usize> {
+        self.plugs.round(&mut self.qmp)
+    }
+
+    /// The names of devices that are still to be plugged.
+    pub(crate) fn unplugged(&self) -> Vec<&str> {
+        self.plugs.waiting()
+    }
+
+    /// Traces the requests of devices, or no more: there is one line, or more, for each.
+    pub(crate) fn trace_requests(&mut self, enable: bool) -> Result<()> {
+        for pattern in self.iommu.trace_requests() {
+            self.qmp.trace(pattern, enable)?;
+        }
         Ok(())
     }
 

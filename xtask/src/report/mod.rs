@@ -1,6 +1,7 @@
 //! `report.json`: the figures of a run, and where each comes from.
 
 mod figures;
+mod vendor;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::arrivals::Gap;
 use crate::qmp::RingAddresses;
+use crate::trace::FenceCounts;
 
 pub(crate) use figures::report;
 
@@ -106,7 +108,7 @@ pub(crate) struct Swap {
     /// Bytes that the network device wrote meanwhile, by itself: packets that arrived.
     pub(crate) bytes_written_by_device: Option<u64>,
     /// The fence's work from the launch command to the first service.
-    pub(crate) fence: crate::trace::FenceCounts,
+    pub(crate) fence: FenceCounts,
     /// Steps with their durations, in order.
     pub(crate) steps: Vec<StepTime>,
     /// When it happened.
@@ -148,24 +150,25 @@ pub(crate) struct Fence {
     pub(crate) attempts: u64,
     /// Those that did not.
     pub(crate) blocked: u64,
-    /// Attempts that move memory: only these leave a record.
+    /// Attempts that move memory: only these leave a record, where the emulator writes any.
     pub(crate) memory_attempts: u64,
+    /// Those of them that the emulator's trace confirms: a fault of the same source and address.
+    #[serde(default)]
+    pub(crate) faults_confirmed: u64,
     /// Fault records that kernels drained and that the emulator's trace confirms.
     pub(crate) fault_records: u64,
+    /// What tells that a request was blocked on this machine, beside that nothing changed.
+    #[serde(default)]
+    pub(crate) recorded_by: String,
     /// What this emulator was found not to enforce or not to record, on a machine of its own.
     pub(crate) not_enforced_by_emulator: Vec<Hole>,
     /// What emulators were known not to enforce or not to record, and this one does.
     pub(crate) enforced_by_emulator_too: Vec<Hole>,
     /// What cannot be seen on an emulator, whatever it enforces.
     pub(crate) not_shown_by_emulator: Vec<String>,
-    /// Invalidation descriptors, waits not counted.
-    pub(crate) invalidation_commands: u64,
-    /// Wait descriptors.
-    pub(crate) waits: u64,
-    /// Writes of the IOMMU's registers.
-    pub(crate) mmio_writes: u64,
-    /// Reads of the IOMMU's registers.
-    pub(crate) mmio_reads: u64,
+    /// What the IOMMU was asked over all.
+    #[serde(flatten)]
+    pub(crate) counts: FenceCounts,
     /// Every attempt.
     pub(crate) all: Vec<Attempt>,
 }
@@ -183,12 +186,15 @@ pub(crate) struct Attempt {
     pub(crate) target: String,
     /// The address that the device was told: of memory, or of an interrupt message.
     pub(crate) address: u64,
+    /// An interrupt message's data.
+    #[serde(default)]
+    pub(crate) data: Option<u64>,
     /// The kernel found that it had no effect.
     pub(crate) blocked: bool,
     /// The fault record that the kernel drained.
     pub(crate) record: Option<Record>,
     /// The emulator's trace shows it too: the same fault (source, address and direction), or an
-    /// interrupt message with this address that was not delivered.
+    /// interrupt message with this address and data that was not delivered.
     pub(crate) confirmed: bool,
 }
 
@@ -477,13 +483,20 @@ fn sources() -> BTreeMap<String, String> {
         (
             "fence.attempts, fence.blocked",
             "the kernels attempt; an attempt counts as blocked when the emulator's trace has the fault \
-             with the same source, address and direction and the kernel found nothing changed, or, for \
-             an interrupt, when the trace has the message and no delivery",
+             with the same source and address (and direction, where it tells that) and the kernel \
+             found nothing changed, or, for an interrupt, when the trace has the message and no \
+             delivery",
         ),
         (
             "fence.fault_records",
             "records that the kernels drained, each found in the emulator's trace with the same \
              source, address and direction",
+        ),
+        (
+            "fence.faults_confirmed",
+            "faults in the emulator's trace, one for each attempt on memory: on VT-d the one of the \
+             record that the kernel drained, on AMD-Vi, where the emulator writes no event log, the \
+             one of the attempt's source and page",
         ),
         (
             "fence.not_enforced_by_emulator, fence.enforced_by_emulator_too",
@@ -495,8 +508,10 @@ fn sources() -> BTreeMap<String, String> {
             "a list: what of the emulator's sources cannot be seen from a guest",
         ),
         (
-            "fence.invalidation_commands, fence.waits, fence.mmio_writes, fence.mmio_reads",
-            "the emulator's trace of descriptors taken and of register accesses",
+            "fence.invalidation_commands, fence.waits, fence.mmio_accesses, fence.mmio_writes, \
+             fence.mmio_reads",
+            "the emulator's trace of commands taken and of register accesses; on AMD-Vi it does not \
+             tell reads from writes (`cargo xtask bench` counts them apart)",
         ),
         (
             "reclaimed",

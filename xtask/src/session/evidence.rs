@@ -6,13 +6,15 @@ use super::{Session, nanoseconds};
 use crate::client::{LoadReport, Snapshot};
 use crate::console::Console;
 use crate::event::Line;
-use crate::machine::Files;
+use crate::machine::{Files, Iommu};
 use crate::pcap::Packets;
 use crate::report::{Attempt, Reclaimed, Swap, Version};
 use crate::trace::Trace;
 
 /// The evidence.
 pub(crate) struct Evidence {
+    /// The remapping hardware of the machine.
+    pub(crate) iommu: Iommu,
     /// The emulator's trace.
     pub(crate) trace: Trace,
     /// The emulator's packets.
@@ -48,8 +50,10 @@ impl Session {
         let resets = self.machine.resets() as u64;
         let said = self.machine.consoles.each_ref().map(Console::history);
         let cpu_threads = self.machine.cpu_threads.clone();
+        let iommu = self.machine.iommu;
         let files = self.machine.quit()?;
         Ok(Evidence {
+            iommu,
             trace: Trace::read(&files.trace(), &cpu_threads)?,
             packets: Packets::read(&files.packets())?,
             load,

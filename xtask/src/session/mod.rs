@@ -6,7 +6,7 @@ pub(crate) mod owners;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 pub(crate) use evidence::Evidence;
 use look::Look;
@@ -14,7 +14,7 @@ use look::Look;
 use crate::client::{Load, Snapshot};
 use crate::console::{Console, Done};
 use crate::event::Event;
-use crate::machine::{Machine, TRACE_INTERRUPTS};
+use crate::machine::Machine;
 use crate::qmp::RingAddresses;
 use crate::report::{Attempt, Record, StepTime, Swap, SwapTimes, Version};
 use crate::ui::{Screen, bytes};
@@ -104,11 +104,31 @@ struct Launch {
     steps: Vec<StepTime>,
 }
 
-/// Waits for the first kernel: its console, then its service.
-pub(crate) fn wait_first(console: &mut Console) -> Result<(String, Version)> {
-    let (_, up) = console.wait_event("up", UP)?;
+/// Waits for the first kernel: its console, then its service. A kernel that was told to asks for its
+/// devices before, once or more often.
+pub(crate) fn wait_first(machine: &mut Machine) -> Result<(String, Version)> {
+    let mut rounds = 0;
+    let up = loop {
+        let (_, event) = machine.consoles[0].wait_any(&["plug", "up"], UP)?;
+        if event.word == "up" {
+            break event;
+        }
+        rounds += 1;
+        let plugged = machine.plug()?;
+        ensure!(
+            plugged > 0,
+            "the kernel asks for devices ({event}), and none of {:?} lies on a bus with a number",
+            machine.unplugged()
+        );
+        machine.consoles[0].command_ok("plugged", QUICK)?;
+    };
+    ensure!(
+        machine.unplugged().is_empty(),
+        "the kernel asked for devices {rounds} times; {:?} are not plugged",
+        machine.unplugged()
+    );
     let first = (up.need("kernel")?.to_owned(), version(&up, None)?);
-    console.wait_event("serving", UP)?;
+    machine.consoles[0].wait_event("serving", UP)?;
     Ok(first)
 }
 
@@ -269,7 +289,7 @@ impl Session {
     /// Lets the kernel on each console attack the fence.
     pub(crate) fn attack(&mut self) -> Result<String> {
         let mut made = 0;
-        self.machine.qmp.trace(TRACE_INTERRUPTS, true)?;
+        self.machine.trace_requests(true)?;
         for which in [self.prime, self.other()] {
             let kernel = self.kernels[which].clone();
             let done = self.console(which).command_ok("attack", LONG)?;
@@ -279,7 +299,7 @@ impl Session {
                 made += 1;
             }
         }
-        self.machine.qmp.trace(TRACE_INTERRUPTS, false)?;
+        self.machine.trace_requests(false)?;
         if made == 0 {
             bail!("no kernel attempted anything");
         }
@@ -423,6 +443,10 @@ fn attempt(kernel: &str, event: &Event) -> Result<Attempt> {
         by: event.need("by")?.to_owned(),
         target: event.need("target")?.to_owned(),
         address: event.number("address")?,
+        data: event
+            .get("data")
+            .map(|_| event.number("data"))
+            .transpose()?,
         blocked: event.yes("blocked"),
         confirmed: false,
         record,

@@ -20,8 +20,8 @@ pub(super) fn queue_nonsense(context: &Context) -> Result<()> {
     let directory = context.directory.join("wrecked");
     let mut machine = Machine::start(&context.machine(), &directory, &silent)?;
     machine.run()?;
+    session::wait_first(&mut machine)?;
     let console = &mut machine.consoles[0];
-    session::wait_first(console)?;
     let before = console.command_ok("status", QUICK)?;
     ensure!(
         before.all("queue").next().is_none(),

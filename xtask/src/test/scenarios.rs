@@ -28,10 +28,20 @@ pub(super) struct Scenario {
     pub(super) about: &'static str,
     /// Whether it only runs with `--full`.
     pub(super) long: bool,
+    /// The remapping hardware of its machines.
+    iommu: Iommu,
     /// The longest it may take, in seconds.
     limit: u64,
     work: fn(&Context) -> Result<()>,
 }
+
+/// Where a successor hangs.
+const HANGS: &[&str] = &[
+    "launched:hang",
+    "negotiated:hang",
+    "expecting:hang",
+    "deaf:hang",
+];
 
 /// All of them.
 pub(super) const ALL: &[Scenario] = &[
@@ -39,13 +49,23 @@ pub(super) const ALL: &[Scenario] = &[
         name: "serve",
         about: "the first kernel boots, fences and serves",
         long: false,
+        iommu: Iommu::VtD,
         limit: 60,
         work: serve,
+    },
+    Scenario {
+        name: "serve-unfenced",
+        about: "without an IOMMU the first kernel serves as well, and can give nothing away",
+        long: false,
+        iommu: Iommu::None,
+        limit: 60,
+        work: serve_unfenced,
     },
     Scenario {
         name: "minimal",
         about: "the minimal embedding hands its workload over and has both processors at the end",
         long: false,
+        iommu: Iommu::VtD,
         limit: 60,
         work: minimal,
     },
@@ -53,6 +73,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "bad-plans",
         about: "plans that cannot be are refused with a reason, and nothing is touched",
         long: false,
+        iommu: Iommu::VtD,
         limit: 60,
         work: bad_plans,
     },
@@ -60,6 +81,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "machine-facts",
         about: "threads, features, microcode and interrupt lines of the machine decide over plans",
         long: false,
+        iommu: Iommu::VtD,
         limit: 90,
         work: super::facts::machine_facts,
     },
@@ -67,6 +89,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "queue-nonsense",
         about: "nonsense in a queue is told once, and in the status",
         long: false,
+        iommu: Iommu::VtD,
         limit: 60,
         work: super::queue::queue_nonsense,
     },
@@ -74,6 +97,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "foreign-registers",
         about: "a workload that names foreign registers is not adopted, and the service goes on",
         long: false,
+        iommu: Iommu::VtD,
         limit: 90,
         work: super::queue::foreign_registers,
     },
@@ -81,6 +105,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "bad-images",
         about: "broken images are refused and the service goes on",
         long: false,
+        iommu: Iommu::VtD,
         limit: 90,
         work: bad_images,
     },
@@ -88,6 +113,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "bad-handoffs",
         about: "a handoff that is wrong in any field is refused by name, and everything is taken back",
         long: false,
+        iommu: Iommu::VtD,
         limit: 180,
         work: super::handoffs::bad_handoffs,
     },
@@ -102,6 +128,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "known-holes",
         about: "what the emulator does not enforce is what is known of it, and nothing more",
         long: false,
+        iommu: Iommu::VtD,
         limit: 60,
         work: known_holes,
     },
@@ -109,6 +136,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "chain",
         about: "three swaps in one power-on, back to the first binary",
         long: false,
+        iommu: Iommu::VtD,
         limit: 180,
         work: chain,
     },
@@ -116,6 +144,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "stay",
         about: "the old kernel stays as standby and takes the service back",
         long: false,
+        iommu: Iommu::VtD,
         limit: 120,
         work: stay,
     },
@@ -123,6 +152,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "no-library-in-service",
         about: "a second of service after a swap executes nothing of the libraries",
         long: false,
+        iommu: Iommu::VtD,
         limit: 120,
         work: no_library_in_service,
     },
@@ -130,23 +160,15 @@ pub(super) const ALL: &[Scenario] = &[
         name: "successor-hangs",
         about: "a successor that hangs is stopped and everything is taken back",
         long: false,
+        iommu: Iommu::VtD,
         limit: 180,
-        work: |context| {
-            misbehaves(
-                context,
-                &[
-                    "launched:hang",
-                    "negotiated:hang",
-                    "expecting:hang",
-                    "deaf:hang",
-                ],
-            )
-        },
+        work: |context| misbehaves(context, HANGS),
     },
     Scenario {
         name: "successor-loops",
         about: "a successor that loops wildly is stopped and everything is taken back",
         long: false,
+        iommu: Iommu::VtD,
         limit: 180,
         work: |context| misbehaves(context, &["entered:loop", "ready:loop"]),
     },
@@ -154,6 +176,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "successor-exits",
         about: "a successor that gives up leaves everything behind",
         long: false,
+        iommu: Iommu::VtD,
         limit: 120,
         work: |context| misbehaves(context, &["negotiated:exit"]),
     },
@@ -161,6 +184,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "successor-slow",
         about: "a successor that wakes up too late finds itself stopped",
         long: true,
+        iommu: Iommu::VtD,
         limit: 300,
         work: |context| {
             misbehaves(context, &["entered:slow", "negotiated:slow"])?;
@@ -171,6 +195,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "successor-every-fault",
         about: "every way to go wrong at every state of the protocol",
         long: true,
+        iommu: Iommu::VtD,
         limit: 1800,
         work: |context| {
             let mut faults = Vec::new();
@@ -187,8 +212,81 @@ pub(super) const ALL: &[Scenario] = &[
         name: "twenty-chains",
         about: "twenty chains of three swaps with different seeds",
         long: true,
+        iommu: Iommu::VtD,
         limit: 3600,
-        work: |context| (1..=20).try_for_each(|seed| chain_with(context, seed)),
+        work: twenty_chains,
+    },
+    Scenario {
+        name: "plugged-devices",
+        about: "devices that come when the first kernel asks for them are fenced like any other",
+        long: true,
+        iommu: Iommu::VtD,
+        limit: 120,
+        work: plugged_devices,
+    },
+    Scenario {
+        name: "amd-serve",
+        about: "the first kernel asks for its devices, fences by AMD-Vi and serves",
+        long: true,
+        iommu: Iommu::AmdVi,
+        limit: 60,
+        work: serve,
+    },
+    Scenario {
+        name: "amd-chain",
+        about: "three swaps behind AMD-Vi, with every attack, back to the first binary",
+        long: false,
+        iommu: Iommu::AmdVi,
+        limit: 240,
+        work: chain,
+    },
+    Scenario {
+        name: "amd-stay",
+        about: "behind AMD-Vi the old kernel stays as standby and takes the service back",
+        long: true,
+        iommu: Iommu::AmdVi,
+        limit: 120,
+        work: stay,
+    },
+    Scenario {
+        name: "amd-bad-plans",
+        about: "behind AMD-Vi plans that cannot be are refused with the same reasons",
+        long: true,
+        iommu: Iommu::AmdVi,
+        limit: 60,
+        work: bad_plans,
+    },
+    Scenario {
+        name: "amd-bad-handoffs",
+        about: "behind AMD-Vi handoffs that are wrong are refused and all is taken back",
+        long: true,
+        iommu: Iommu::AmdVi,
+        limit: 180,
+        work: super::handoffs::bad_handoffs,
+    },
+    Scenario {
+        name: "amd-known-holes",
+        about: "what the emulated AMD-Vi does not enforce is what is known of it",
+        long: false,
+        iommu: Iommu::AmdVi,
+        limit: 60,
+        work: known_holes,
+    },
+    Scenario {
+        name: "amd-successor-hangs",
+        about: "behind AMD-Vi a successor that hangs is stopped and undone",
+        long: true,
+        iommu: Iommu::AmdVi,
+        limit: 180,
+        work: |context| misbehaves(context, HANGS),
+    },
+    Scenario {
+        name: "amd-twenty-chains",
+        about: "twenty chains of three swaps behind AMD-Vi with different seeds",
+        long: true,
+        iommu: Iommu::AmdVi,
+        limit: 3600,
+        work: twenty_chains,
     },
 ];
 
@@ -205,6 +303,7 @@ impl Scenario {
             return false;
         }
         let context = Context {
+            iommu: self.iommu,
             images: images.clone(),
             directory: directory.clone(),
             screen: screen.clone(),
@@ -245,6 +344,7 @@ impl Scenario {
 
 /// What a scenario has to work with.
 pub(super) struct Context {
+    iommu: Iommu,
     images: Images,
     pub(super) directory: PathBuf,
     screen: Screen,
@@ -253,7 +353,8 @@ pub(super) struct Context {
 impl Context {
     /// The demo's machine.
     pub(super) fn machine(&self) -> MachineOptions {
-        let mut options = MachineOptions::demo(&self.images.first, Some(&self.images.modules));
+        let options = MachineOptions::demo(&self.images.first, Some(&self.images.modules));
+        let mut options = options.behind(self.iommu);
         options.trace.push(TRACE_MMIO.to_owned());
         options
     }
@@ -263,7 +364,7 @@ impl Context {
         let silent: Watcher = Arc::new(|_, _| ());
         let mut machine = Machine::start(options, &self.directory.join(name), &silent)?;
         machine.run()?;
-        let first = session::wait_first(&mut machine.consoles[0])?;
+        let first = session::wait_first(&mut machine)?;
         let load = Load::start(
             machine.service,
             LoadOptions {
@@ -298,13 +399,14 @@ pub(super) fn served(report: &Report) -> String {
 }
 
 fn serve(context: &Context) -> Result<()> {
-    let session = context.boot("vt-d", &context.machine(), 1)?;
+    let name = context.iommu.name();
+    let session = context.boot(name, &context.machine(), 1)?;
     session.load.wait_answers(500, Duration::from_secs(20))?;
-    unharmed(session)?;
-    // Without an IOMMU the first kernel serves as well; it only cannot give anything away.
-    let mut options = context.machine();
-    options.iommu = Iommu::None;
-    let mut session = context.boot("no-iommu", &options, 1)?;
+    unharmed(session).map(drop)
+}
+
+fn serve_unfenced(context: &Context) -> Result<()> {
+    let mut session = context.boot("no-iommu", &context.machine(), 1)?;
     let done = session.machine.consoles[0].command("plan", Duration::from_secs(20))?;
     ensure!(done.result != "ok", "a plan without an IOMMU was accepted");
     unharmed(session).map(drop)
@@ -384,7 +486,7 @@ fn bad_plans(context: &Context) -> Result<()> {
 fn known_holes(context: &Context) -> Result<()> {
     holes::proofs_are_there(&paths::workspace())?;
     let silent: Watcher = Arc::new(|_, _| ());
-    let (found, files) = holes::look(&context.images, &context.directory, &silent)?;
+    let (found, files) = holes::look(&context.images, context.iommu, &context.directory, &silent)?;
     ensure!(found.failures.is_empty(), "{}", found.failures.join("; "));
     let reboots = files.firmware_reentries()?;
     ensure!(reboots == 0, "the machine was rebooted {reboots} times");
@@ -466,6 +568,22 @@ pub(super) fn difference(before: &[Owned], after: &[Owned]) -> String {
 
 fn chain(context: &Context) -> Result<()> {
     chain_with(context, 4)
+}
+
+fn twenty_chains(context: &Context) -> Result<()> {
+    (1..=20).try_for_each(|seed| chain_with(context, seed))
+}
+
+/// The machine that AMD-Vi needs, with the hardware that does not: so the plugging alone is tried.
+fn plugged_devices(context: &Context) -> Result<()> {
+    let mut options = context.machine();
+    options.plug = true;
+    let mut session = context.boot("machine", &options, 10)?;
+    session.launch("beta.elf")?;
+    session.attack()?;
+    session.hand_over(Manner::Retire, false)?;
+    session.reclaim()?;
+    unharmed(session).map(drop)
 }
 
 fn chain_with(context: &Context, seed: u64) -> Result<()> {

@@ -1,6 +1,9 @@
 //! One line of the emulator's trace (log backend with time stamps, QEMU 7.2):
 //! `thread@seconds.microseconds:event arguments`.
 
+/// The low four bits of a wait descriptor (VT-d, 6.5.2.8).
+const WAIT_DESCRIPTOR: u64 = 5;
+
 /// A line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record<'a> {
@@ -38,39 +41,42 @@ pub(crate) enum What<'a> {
         /// The queue.
         queue: u16,
     },
-    /// The IOMMU took a descriptor from its queue.
-    Descriptor {
-        /// The low quadword; its low four bits are the type.
-        low: u64,
-    },
-    /// The IOMMU wrote a wait descriptor's status.
-    WaitDone,
+    /// The IOMMU took a command from its queue: an invalidation, or one that only orders others.
+    Command,
+    /// The IOMMU took a command that tells software when those before it are done.
+    Wait,
     /// A device's request was blocked.
     Fault {
         /// Requester id.
         source: u16,
-        /// Fault reason.
-        reason: u8,
+        /// Fault reason, where the trace tells it.
+        reason: Option<u8>,
         /// The address the device asked for.
         address: u64,
-        /// Direction.
-        write: bool,
+        /// Direction, where the trace tells it.
+        write: Option<bool>,
     },
-    /// A device asked for an interrupt in remappable or compatibility format.
-    InterruptRequest {
-        /// The message's address: it holds the handle.
+    /// The IOMMU found a translation for a device's request. Whether that allows the request is not
+    /// said.
+    Translated {
+        /// Requester id.
+        source: u16,
+        /// The address the device asked for.
         address: u64,
+    },
+    /// A device asked for an interrupt, in any format.
+    InterruptRequest {
+        /// The message's address. On VT-d it holds the handle.
+        address: u64,
+        /// The message's data. On AMD-Vi it holds the index.
+        data: u64,
     },
     /// The request before it on the same thread was allowed and became an interrupt.
     InterruptRemapped,
-    /// A CPU read a register of the IOMMU.
-    IommuRead,
-    /// A CPU wrote a register of the IOMMU.
-    IommuWrite {
-        /// The register's offset.
-        offset: u64,
-        /// The value.
-        value: u64,
+    /// A CPU accessed a register of the IOMMU.
+    Register {
+        /// Direction, where the trace tells it.
+        write: Option<bool>,
     },
     /// An access to configuration space of a device that is there.
     Config {
@@ -118,25 +124,52 @@ fn what<'a>(event: &str, mut words: Words<'a>) -> Option<What<'a>> {
             device: hex(words.after("vdev")?)?,
             queue: words.after("n")?.parse().ok()?,
         },
-        "vtd_inv_desc" => What::Descriptor {
-            low: hex(words.after("low")?)?,
+        "vtd_inv_desc" => match hex(words.after("low")?)? & 0xf {
+            WAIT_DESCRIPTOR => What::Wait,
+            _ => What::Command,
         },
-        "vtd_inv_desc_wait_sw" => What::WaitDone,
         "vtd_dmar_fault" => What::Fault {
             source: u16::try_from(hex(words.after("sid")?)?).ok()?,
-            reason: words.after("fault")?.parse().ok()?,
+            reason: Some(words.after("fault")?.parse().ok()?),
             address: hex(words.after("addr")?)?,
-            write: words.after("write")? == "1",
+            write: Some(words.after("write")? == "1"),
         },
-        "vtd_ir_remap_msi_req" => What::InterruptRequest {
+        "vtd_ir_remap_msi_req" | "amdvi_ir_remap_msi_req" => What::InterruptRequest {
             address: hex(words.after("addr")?)?,
+            data: hex(words.after("data")?)?,
         },
-        "vtd_ir_remap_msi" => What::InterruptRemapped,
-        "vtd_reg_read" => What::IommuRead,
-        "vtd_reg_write" => What::IommuWrite {
-            offset: hex(words.after("addr")?)?,
-            value: hex(words.after("value")?)?,
+        "vtd_ir_remap_msi" | "amdvi_ir_remap_msi" => What::InterruptRemapped,
+        "vtd_reg_read" => What::Register { write: Some(false) },
+        "vtd_reg_write" => What::Register { write: Some(true) },
+        // What it says of a write is that it was a read.
+        "amdvi_mmio_read" => What::Register { write: None },
+        "amdvi_devtab_inval"
+        | "amdvi_pages_inval"
+        | "amdvi_iotlb_inval"
+        | "amdvi_intr_inval"
+        | "amdvi_all_inval"
+        | "amdvi_prefetch_pages"
+        | "amdvi_ppr_exec"
+        | "amdvi_unhandled_command" => What::Command,
+        // One that stores nothing only orders those around it.
+        "amdvi_completion_wait" => match hex(words.after("address")?)? {
+            0 => What::Command,
+            _ => What::Wait,
         },
+        "amdvi_translation_result" => {
+            let source = function(words.after("devid:")?)?;
+            let address = hex(words.after("gpa")?)?;
+            // No device's memory begins at zero: that is what a request that is blocked comes to.
+            match hex(words.after("hpa")?)? {
+                0 => What::Fault {
+                    source,
+                    reason: None,
+                    address,
+                    write: None,
+                },
+                _ => What::Translated { source, address },
+            }
+        }
         "pci_cfg_read" | "pci_cfg_write" => {
             let mut parts = words.0.split(' ');
             let function = function(parts.nth(1)?)?;
@@ -253,9 +286,9 @@ mod tests {
             what("1@2.000003:vtd_dmar_fault sid 0x300 fault 5 addr 0x12345000 write 1"),
             Some(What::Fault {
                 source: 0x300,
-                reason: 5,
+                reason: Some(5),
                 address: 0x1234_5000,
-                write: true
+                write: Some(true)
             })
         );
     }
@@ -265,7 +298,8 @@ mod tests {
         assert_eq!(
             what("1@2.000003:vtd_ir_remap_msi_req addr 0xfee000d0 data 0x0"),
             Some(What::InterruptRequest {
-                address: 0xfee0_00d0
+                address: 0xfee0_00d0,
+                data: 0
             })
         );
         assert_eq!(
@@ -277,10 +311,64 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_keep_their_low_half() {
+    fn waits_are_told_from_other_commands() {
+        for (line, expected) in [
+            (
+                "vtd_inv_desc invalidate desc type wait high 0x7f000 low 0x25",
+                What::Wait,
+            ),
+            (
+                "vtd_inv_desc invalidate desc type iotlb high 0x0 low 0xd2",
+                What::Command,
+            ),
+            (
+                "amdvi_devtab_inval device table entry for devid: 03:00.0 invalidated",
+                What::Command,
+            ),
+            (
+                "amdvi_completion_wait completion wait requested with store address 0x0 and store data 0x0",
+                What::Command,
+            ),
+            (
+                "amdvi_completion_wait completion wait requested with store address 0x7f000 and store data 0x9",
+                What::Wait,
+            ),
+        ] {
+            assert_eq!(
+                what(&format!("1@2.000003:{line}")),
+                Some(expected),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_translation_to_nowhere_is_a_fault() {
         assert_eq!(
-            what("1@2.000003:vtd_inv_desc invalidate desc type wait high 0x7f000 low 0x25"),
-            Some(What::Descriptor { low: 0x25 })
+            what("1@2.000003:amdvi_translation_result devid: 03:00.0 gpa 0x12345040 hpa 0x0"),
+            Some(What::Fault {
+                source: 0x300,
+                reason: None,
+                address: 0x1234_5040,
+                write: None
+            })
+        );
+        assert_eq!(
+            what("1@2.000003:amdvi_translation_result devid: 07:02.0 gpa 0x5040 hpa 0x5000"),
+            Some(What::Translated {
+                source: 0x710,
+                address: 0x5040
+            })
+        );
+    }
+
+    #[test]
+    fn an_access_of_which_only_the_place_is_told_has_no_direction() {
+        assert_eq!(
+            what(
+                "1@2.000003:amdvi_mmio_read AMDVI_MMIO_STATUS read addr 0x2020, size 4 offset 0x2020"
+            ),
+            Some(What::Register { write: None })
         );
     }
 
@@ -328,8 +416,8 @@ mod tests {
 
         #[test]
         fn no_arguments_make_the_parser_panic(
-            event in "(memory_region_ops_read|virtio_set_status|vtd_inv_desc|vtd_dmar_fault|pci_cfg_write)",
-            arguments in "([a-z0-9@:.' -]|0x[0-9a-f]{1,18}|addr|cpu|low|name '){0,30}",
+            event in "(memory_region_ops_read|virtio_set_status|vtd_inv_desc|vtd_dmar_fault|amdvi_translation_result|amdvi_completion_wait|pci_cfg_write)",
+            arguments in "([a-z0-9@:.' -]|0x[0-9a-f]{1,18}|addr|cpu|low|devid:|gpa|hpa|name '){0,30}",
         ) {
             let line = format!("1@2.000003:{event} {arguments}");
             let _ = parse(&line);

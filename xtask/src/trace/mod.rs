@@ -26,9 +26,6 @@ const DRIVER_OK: u8 = 4;
 const BRIDGE_CONTROL: u16 = 0x3e;
 const SECONDARY_BUS_RESET: u32 = 1 << 6;
 
-/// The low four bits of a wait descriptor (VT-d, 6.5.2.8).
-const WAIT_DESCRIPTOR: u64 = 5;
-
 /// A place in the trace: the number of the line. Lines are in the order of events.
 pub(crate) type Place = u64;
 
@@ -55,18 +52,30 @@ struct Status {
 }
 
 /// A blocked request of a device, as the emulated IOMMU saw it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     /// When, nanoseconds since 1970.
     pub(crate) at: u64,
+    /// Where in the trace.
+    pub(crate) place: Place,
     /// Requester id.
     pub(crate) source: u16,
-    /// Fault reason.
-    pub(crate) reason: u8,
+    /// Fault reason; `None` where the trace does not tell.
+    pub(crate) reason: Option<u8>,
     /// The address the device asked for.
     pub(crate) address: u64,
-    /// Direction.
-    pub(crate) write: bool,
+    /// Direction; `None` where the trace does not tell.
+    pub(crate) write: Option<bool>,
+}
+
+/// A request of a device that the emulated IOMMU found a translation for, allowed or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Translated {
+    at: u64,
+    /// Requester id.
+    pub(crate) source: u16,
+    /// The address the device asked for.
+    pub(crate) address: u64,
 }
 
 /// An interrupt that a device asked for.
@@ -74,8 +83,12 @@ pub(crate) struct Fault {
 pub(crate) struct Interrupt {
     /// When, nanoseconds since 1970.
     pub(crate) at: u64,
-    /// The message's address: it holds the handle.
+    /// Where in the trace.
+    pub(crate) place: Place,
+    /// The message's address. On VT-d it holds the handle.
     pub(crate) address: u64,
+    /// The message's data. On AMD-Vi it holds the index.
+    pub(crate) data: u64,
     /// It was delivered.
     pub(crate) delivered: bool,
 }
@@ -92,22 +105,24 @@ pub(crate) struct Counts {
 /// What the fence cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct FenceCounts {
-    /// Invalidation descriptors that the IOMMU took, waits not counted.
+    /// Commands that the IOMMU took from its queue, without those that software waits for.
     pub(crate) invalidation_commands: u64,
-    /// Wait descriptors.
+    /// Commands that software waits for.
     pub(crate) waits: u64,
-    /// Writes of its registers.
-    pub(crate) mmio_writes: u64,
-    /// Reads of its registers.
-    pub(crate) mmio_reads: u64,
+    /// Accesses to its registers.
+    #[serde(default)]
+    pub(crate) mmio_accesses: u64,
+    /// Writes among them; absent where the trace does not tell the direction.
+    pub(crate) mmio_writes: Option<u64>,
+    /// Reads among them; absent where the trace does not tell the direction.
+    pub(crate) mmio_reads: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
 enum FenceEvent {
     Command,
     Wait,
-    Write,
-    Read,
+    Register { write: Option<bool> },
 }
 
 #[derive(Clone, Copy)]
@@ -125,6 +140,7 @@ pub(crate) struct Trace {
     statuses: Vec<Status>,
     marks: Vec<Mark>,
     faults: Vec<Fault>,
+    translated: Vec<Translated>,
     interrupts: Vec<Interrupt>,
     fence: Vec<(u64, Place, FenceEvent)>,
     bus_resets: Vec<u64>,
@@ -261,6 +277,16 @@ impl Trace {
             .filter(move |fault| (between.0..=between.1).contains(&fault.at))
     }
 
+    /// Requests between two times that the IOMMU found a translation for. Only on AMD-Vi.
+    pub(crate) fn translated_between(
+        &self,
+        between: (u64, u64),
+    ) -> impl Iterator<Item = &Translated> {
+        self.translated
+            .iter()
+            .filter(move |one| (between.0..=between.1).contains(&one.at))
+    }
+
     /// Interrupts that devices asked for between two times.
     pub(crate) fn interrupts_between(
         &self,
@@ -288,15 +314,22 @@ impl Trace {
 
     fn fence_where(&self, keep: impl Fn(u64, Place) -> bool) -> FenceCounts {
         let mut counts = FenceCounts::default();
+        let (mut writes, mut reads) = (0, 0);
         for (at, place, event) in &self.fence {
             if keep(*at, *place) {
                 match event {
                     FenceEvent::Command => counts.invalidation_commands += 1,
                     FenceEvent::Wait => counts.waits += 1,
-                    FenceEvent::Write => counts.mmio_writes += 1,
-                    FenceEvent::Read => counts.mmio_reads += 1,
+                    FenceEvent::Register { write } => {
+                        counts.mmio_accesses += 1;
+                        writes += u64::from(*write == Some(true));
+                        reads += u64::from(*write == Some(false));
+                    }
                 }
             }
+        }
+        if writes + reads == counts.mmio_accesses {
+            (counts.mmio_writes, counts.mmio_reads) = (Some(writes), Some(reads));
         }
         counts
     }
@@ -371,17 +404,12 @@ impl Reader<'_> {
                     queue,
                 });
             }
-            What::Descriptor { low } => {
-                let event = if low & 0xf == WAIT_DESCRIPTOR {
-                    FenceEvent::Wait
-                } else {
-                    FenceEvent::Command
-                };
+            What::Command => self.trace.fence.push((at, place, FenceEvent::Command)),
+            What::Wait => self.trace.fence.push((at, place, FenceEvent::Wait)),
+            What::Register { write } => {
+                let event = FenceEvent::Register { write };
                 self.trace.fence.push((at, place, event));
             }
-            What::WaitDone => {}
-            What::IommuRead => self.trace.fence.push((at, place, FenceEvent::Read)),
-            What::IommuWrite { .. } => self.trace.fence.push((at, place, FenceEvent::Write)),
             What::Fault {
                 source,
                 reason,
@@ -389,23 +417,31 @@ impl Reader<'_> {
                 write,
             } => self.trace.faults.push(Fault {
                 at,
+                place,
                 source,
                 reason,
                 address,
                 write,
             }),
-            What::InterruptRequest { address } => {
-                let place = self.trace.interrupts.len();
-                self.last_interrupt.insert(record.thread, place);
+            What::Translated { source, address } => self.trace.translated.push(Translated {
+                at,
+                source,
+                address,
+            }),
+            What::InterruptRequest { address, data } => {
+                let index = self.trace.interrupts.len();
+                self.last_interrupt.insert(record.thread, index);
                 self.trace.interrupts.push(Interrupt {
                     at,
+                    place,
                     address,
+                    data,
                     delivered: false,
                 });
             }
             What::InterruptRemapped => {
-                if let Some(place) = self.last_interrupt.remove(&record.thread) {
-                    self.trace.interrupts[place].delivered = true;
+                if let Some(index) = self.last_interrupt.remove(&record.thread) {
+                    self.trace.interrupts[index].delivered = true;
                 }
             }
             What::Config {

@@ -156,9 +156,72 @@ fn the_fence_is_counted_between_marks() {
     let places = first.place..second.place;
     let counts = trace.fence_in(&places);
     assert_eq!((counts.invalidation_commands, counts.waits), (2, 1));
-    assert_eq!((counts.mmio_writes, counts.mmio_reads), (1, 1));
+    assert_eq!((counts.mmio_writes, counts.mmio_reads), (Some(1), Some(1)));
+    assert_eq!(counts.mmio_accesses, 2);
     assert_eq!(trace.fence().waits, 2);
     assert_eq!(trace.fence_between((at(9), at(9))).waits, 1);
+}
+
+#[test]
+fn the_fence_of_amd_is_counted_between_marks() {
+    let wait = |address: u64| {
+        format!(
+            "amdvi_completion_wait completion wait requested with store address {address:#x} and store data 0x1"
+        )
+    };
+    let (order, wait) = (wait(0), wait(0x7000));
+    let pages = "amdvi_pages_inval AMD-Vi pages for domain 0x2 invalidated";
+    let tail = "amdvi_mmio_read AMDVI_MMIO_COMMAND_TAIL read addr 0x2008, size 4 offset 0x2008";
+    let trace = trace(
+        &[],
+        &[
+            (7, pages),
+            (7, "baton-mark 1 0"),
+            (7, tail),
+            (
+                7,
+                "amdvi_devtab_inval device table entry for devid: 03:00.0 invalidated",
+            ),
+            (7, &order),
+            (7, pages),
+            (7, &wait),
+            (7, "baton-mark 2 0"),
+            (7, tail),
+        ],
+    );
+    let places = trace.marks()[0].place..trace.marks()[1].place;
+    let counts = trace.fence_in(&places);
+    assert_eq!((counts.invalidation_commands, counts.waits), (3, 1));
+    assert_eq!(counts.mmio_accesses, 1);
+    assert_eq!((counts.mmio_writes, counts.mmio_reads), (None, None));
+    assert_eq!(trace.fence().mmio_accesses, 2);
+}
+
+#[test]
+fn what_was_blocked_on_amd_names_its_source_and_what_was_not_is_told_apart() {
+    let trace = trace(
+        &[],
+        &[
+            (
+                7,
+                "amdvi_page_fault error: page fault accessing guest physical address 0x1040",
+            ),
+            (
+                7,
+                "amdvi_translation_result devid: 03:00.0 gpa 0x1040 hpa 0x0",
+            ),
+            (
+                7,
+                "amdvi_translation_result devid: 04:00.0 gpa 0x2040 hpa 0x2000",
+            ),
+        ],
+    );
+    let blocked: Vec<_> = trace.faults_between(ANYTIME).collect();
+    assert_eq!(blocked.len(), 1);
+    assert_eq!((blocked[0].source, blocked[0].address), (0x300, 0x1040));
+    let found: Vec<_> = trace.translated_between(ANYTIME).collect();
+    assert_eq!(found.len(), 1);
+    assert_eq!((found[0].source, found[0].address), (0x400, 0x2040));
 }
 
 #[test]
@@ -211,7 +274,7 @@ fn faults_are_told_apart_by_time() {
     assert_eq!(later.len(), 1);
     assert_eq!(
         (later[0].source, later[0].address, later[0].write),
-        (0x400, 0x2000, false)
+        (0x400, 0x2000, Some(false))
     );
 }
 
@@ -232,4 +295,16 @@ fn an_interrupt_is_delivered_where_its_own_thread_says_so() {
     let all: Vec<_> = trace.interrupts_between(ANYTIME).collect();
     assert_eq!(all.len(), 2);
     assert!(all[0].delivered && !all[1].delivered);
+}
+
+#[test]
+fn an_interrupt_on_amd_is_told_by_its_data() {
+    let asked =
+        |vector: u32| format!("amdvi_ir_remap_msi_req addr 0xfee00000 data {vector:#x} devid 0x0");
+    let (first, second) = (asked(0x41), asked(0x42));
+    let allowed = "amdvi_ir_remap_msi (addr 0xfee00000, data 0x42) -> (addr 0xfee01004, data 0x42)";
+    let trace = trace(&[], &[(7, &first), (7, &second), (7, allowed)]);
+    let all: Vec<_> = trace.interrupts_between(ANYTIME).collect();
+    let told: Vec<_> = all.iter().map(|one| (one.data, one.delivered)).collect();
+    assert_eq!(told, [(0x41, false), (0x42, true)]);
 }

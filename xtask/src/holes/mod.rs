@@ -2,6 +2,9 @@
 //! held against what the architecture says. Elsewhere such an attempt would prove nothing; the
 //! tests of the register model do, and each hole names the one that does.
 
+mod amd_vi;
+mod vt_d;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::build::Images;
 use crate::console::{Done, Watcher};
 use crate::event::Event;
-use crate::machine::{Files, Machine, MachineOptions, TRACE_INTERRUPTS};
+use crate::machine::{Files, Iommu, Machine, MachineOptions};
 use crate::report::{Fence, Hole};
 use crate::session;
 use crate::trace::Trace;
@@ -19,8 +22,31 @@ use crate::trace::Trace;
 /// How long all attempts may take together.
 const ATTEMPTS: Duration = Duration::from_secs(60);
 
-/// Where the tests are that prove it, from the workspace.
-const PROOFS: &str = "iommu/tests/strict_vtd/holes.rs";
+/// What is known of the emulator's model of one kind of hardware.
+struct Catalogue {
+    /// The attempts.
+    known: &'static [Known],
+    /// How a record of this reason is called.
+    record: fn(u64) -> String,
+    /// Whether the trace has a fault for every request that is blocked, not only for those that find
+    /// no translation.
+    faults_are_traced: bool,
+}
+
+impl Catalogue {
+    /// Of `iommu`; `None` where there is nothing to get through.
+    const fn of(iommu: Iommu) -> Option<&'static Self> {
+        match iommu {
+            Iommu::VtD => Some(&vt_d::CATALOGUE),
+            Iommu::AmdVi => Some(&amd_vi::CATALOGUE),
+            Iommu::None => None,
+        }
+    }
+
+    fn known(&self, name: &str) -> Option<&'static Known> {
+        self.known.iter().find(|known| known.name == name)
+    }
+}
 
 /// An attempt that the kernel makes, and what is known of it.
 struct Known {
@@ -28,90 +54,15 @@ struct Known {
     name: &'static str,
     /// In words.
     what: &'static str,
-    /// The reason in the fault record that the architecture asks for (VT-d, section 7.1.3).
+    /// The reason in the record that the architecture asks for.
     reason: u64,
     /// The most that an emulator was ever seen to let happen; `none` where it has to be blocked.
     worst: &'static str,
     /// Whether the record was always there.
     recorded: bool,
-    /// The test of the register model that proves it.
-    proved_by: &'static str,
+    /// The test of the register model that proves it: where from the workspace, and its name.
+    proved_by: (&'static str, &'static str),
 }
-
-const KNOWN: &[Known] = &[
-    Known {
-        name: "handle-of-another",
-        what: "an interrupt message with another device's handle",
-        reason: 0x26,
-        worst: "none",
-        recorded: false,
-        proved_by: "a_message_of_another_device_is_blocked_and_recorded_however_it_is_written",
-    },
-    Known {
-        name: "handle-not-set",
-        what: "an interrupt message with a handle that is not set",
-        reason: 0x22,
-        worst: "none",
-        recorded: false,
-        proved_by: "a_message_with_a_handle_that_is_not_set_is_blocked_and_recorded",
-    },
-    Known {
-        name: "handle-beyond-table",
-        what: "an interrupt message with a handle beyond the table's end",
-        reason: 0x21,
-        worst: "none",
-        recorded: false,
-        proved_by: "a_message_with_a_handle_that_is_not_set_is_blocked_and_recorded",
-    },
-    Known {
-        name: "compatible-format",
-        what: "an interrupt message in compatibility format, with remapping on and that format off",
-        reason: 0x25,
-        worst: "delivered",
-        recorded: false,
-        proved_by: "a_message_in_compatibility_format_is_blocked_and_recorded",
-    },
-    Known {
-        name: "handle-of-another-by-dma",
-        what: "a DMA write of another device's interrupt message to FEExxxxxh",
-        reason: 0x26,
-        worst: "delivered",
-        recorded: false,
-        proved_by: "a_message_of_another_device_is_blocked_and_recorded_however_it_is_written",
-    },
-    Known {
-        name: "compatible-format-by-dma",
-        what: "a DMA write of a message in compatibility format to FEExxxxxh",
-        reason: 0x25,
-        worst: "delivered",
-        recorded: false,
-        proved_by: "a_message_in_compatibility_format_is_blocked_and_recorded",
-    },
-    Known {
-        name: "compatible-format-of-blocked",
-        what: "the same by a device that is in no domain",
-        reason: 0x25,
-        worst: "delivered",
-        recorded: false,
-        proved_by: "a_message_in_compatibility_format_is_blocked_and_recorded",
-    },
-    Known {
-        name: "read-only",
-        what: "a DMA write to memory that the device may only read",
-        reason: 0x5,
-        worst: "none",
-        recorded: true,
-        proved_by: "a_write_through_a_cached_read_only_translation_is_blocked_and_recorded",
-    },
-    Known {
-        name: "read-only-cached",
-        what: "the same when the unit has the translation cached",
-        reason: 0x5,
-        worst: "none",
-        recorded: false,
-        proved_by: "a_write_through_a_cached_read_only_translation_is_blocked_and_recorded",
-    },
-];
 
 /// What came of all attempts.
 #[derive(Clone, Debug, Default)]
@@ -145,14 +96,21 @@ impl Found {
 
 /// Boots a machine of its own in `directory`, with the first kernel alone on it, and has that make
 /// every attempt.
-pub(crate) fn look(images: &Images, directory: &Path, watcher: &Watcher) -> Result<(Found, Files)> {
-    let mut options = MachineOptions::demo(&images.first, Some(&images.modules));
+pub(crate) fn look(
+    images: &Images,
+    iommu: Iommu,
+    directory: &Path,
+    watcher: &Watcher,
+) -> Result<(Found, Files)> {
+    let catalogue = Catalogue::of(iommu).context("without an IOMMU there is nothing to try")?;
+    let mut options = MachineOptions::demo(&images.first, Some(&images.modules)).behind(iommu);
     options.cpus = 2;
     options.memory_mib = 1024;
-    options.trace.push(TRACE_INTERRUPTS.to_owned());
+    let requests = iommu.trace_requests().iter();
+    options.trace.extend(requests.map(|&one| one.to_owned()));
     let mut machine = Machine::start(&options, directory, watcher)?;
     machine.run()?;
-    session::wait_first(&mut machine.consoles[0])?;
+    session::wait_first(&mut machine)?;
     let done = machine.consoles[0].command_ok("attack holes", ATTEMPTS)?;
     ensure!(
         machine.resets() == 0,
@@ -161,11 +119,11 @@ pub(crate) fn look(images: &Images, directory: &Path, watcher: &Watcher) -> Resu
     let cpu_threads = machine.cpu_threads.clone();
     let files = machine.quit()?;
     let trace = Trace::read(&files.trace(), &cpu_threads)?;
-    Ok((judge(&done, &trace)?, files))
+    Ok((judge(catalogue, &done, &trace)?, files))
 }
 
 /// What an event says, held against what is known and against the trace.
-fn judge(done: &Done, trace: &Trace) -> Result<Found> {
+fn judge(catalogue: &Catalogue, done: &Done, trace: &Trace) -> Result<Found> {
     let between = (
         session::nanoseconds(done.sent),
         session::nanoseconds(done.ended),
@@ -177,9 +135,8 @@ fn judge(done: &Done, trace: &Trace) -> Result<Found> {
     let mut made = 0;
     for event in done.all("hole") {
         let name = event.need("what")?;
-        let known = KNOWN
-            .iter()
-            .find(|known| known.name == name)
+        let known = catalogue
+            .known(name)
             .with_context(|| format!("nothing is known of the attempt `{name}`"))?;
         let effect = event.need("effect")?;
         let address = event.number("address")?;
@@ -187,22 +144,35 @@ fn judge(done: &Done, trace: &Trace) -> Result<Found> {
             let page = address & !0xfff;
             let faults = trace
                 .faults_between(between)
-                .filter(|fault| fault.write && fault.address & !0xfff == page)
+                .filter(|fault| fault.write != Some(false) && fault.address & !0xfff == page)
                 .count();
-            // One DMA may be several requests, of which the unit records the first.
-            (faults > 0) == (event.number("records")? > 0)
+            if catalogue.faults_are_traced {
+                // One DMA may be several requests, of which the unit records the first.
+                (faults > 0) == (event.number("records")? > 0)
+            } else {
+                // That the device asked for it is all that can be seen.
+                let mut found = trace.translated_between(between);
+                faults > 0 || found.any(|one| one.address & !0xfff == page)
+            }
         } else {
-            let place = messages.iter().position(|one| one.address == address);
+            let data = event
+                .get("data")
+                .map(|_| event.number("data"))
+                .transpose()?;
+            let place = messages
+                .iter()
+                .position(|one| one.address == address && data.is_none_or(|data| data == one.data));
             place.is_some_and(|place| messages.remove(place).delivered == (effect == "delivered"))
         };
-        let hole = hole(known, event, confirmed)?;
+        let hole = hole(catalogue, known, event, confirmed)?;
         if let Some(failure) = failure(known, event, &hole)? {
             found.failures.push(failure);
         }
         found.holes.push(hole);
         made += 1;
     }
-    let missing: Vec<&str> = KNOWN
+    let missing: Vec<&str> = catalogue
+        .known
         .iter()
         .map(|known| known.name)
         .filter(|name| {
@@ -211,33 +181,33 @@ fn judge(done: &Done, trace: &Trace) -> Result<Found> {
                 .any(|event| event.get("what") == Some(name))
         })
         .collect();
-    if !missing.is_empty() || made != KNOWN.len() {
+    if !missing.is_empty() || made != catalogue.known.len() {
         bail!("{made} attempts were made; missing: {missing:?}");
     }
     Ok(found)
 }
 
-fn hole(known: &Known, event: &Event, confirmed: bool) -> Result<Hole> {
+fn hole(catalogue: &Catalogue, known: &Known, event: &Event, confirmed: bool) -> Result<Hole> {
     let (effect, records) = (event.need("effect")?, event.number("records")?);
     let blocked = effect == "none";
     let recorded = records > 0;
     let observed = match (blocked, recorded) {
         (true, true) => format!(
-            "blocked, with a fault record of reason {:X}h",
-            event.number("reason")?
+            "blocked, with {}",
+            (catalogue.record)(event.number("reason")?)
         ),
-        (true, false) => "blocked, without a fault record".to_owned(),
-        (false, true) => format!("{effect}, with a fault record"),
-        (false, false) => format!("{effect}, without a fault record"),
+        (true, false) => "blocked, without a record".to_owned(),
+        (false, true) => format!("{effect}, with a record"),
+        (false, false) => format!("{effect}, without a record"),
     };
     Ok(Hole {
         what: known.what.to_owned(),
-        expected: format!("blocked, with a fault record of reason {:X}h", known.reason),
+        expected: format!("blocked, with {}", (catalogue.record)(known.reason)),
         observed,
         blocked,
         recorded,
         confirmed,
-        proved_by: format!("{PROOFS}: {}", known.proved_by),
+        proved_by: format!("{}: {}", known.proved_by.0, known.proved_by.1),
     })
 }
 
@@ -264,30 +234,30 @@ fn failure(known: &Known, event: &Event, hole: &Hole) -> Result<Option<String>> 
 
 /// Whether every test that is named as a proof is there.
 pub(crate) fn proofs_are_there(workspace: &Path) -> Result<()> {
-    let path = workspace.join(PROOFS);
-    let source =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    for known in KNOWN {
-        ensure!(
-            source.contains(&format!("#[test]\nfn {}()", known.proved_by)),
-            "{} has no test {}",
-            path.display(),
-            known.proved_by
-        );
+    for catalogue in [&vt_d::CATALOGUE, &amd_vi::CATALOGUE] {
+        for known in catalogue.known {
+            let (file, test) = known.proved_by;
+            let path = workspace.join(file);
+            let source = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            ensure!(
+                source.contains(&format!("#[test]\nfn {test}()")),
+                "{file} has no test {test}"
+            );
+        }
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{KNOWN, failure, hole, proofs_are_there};
+    use super::{Catalogue, amd_vi, failure, hole, proofs_are_there, vt_d};
     use crate::event::Event;
 
-    fn judged(line: &str, confirmed: bool) -> (Option<String>, bool) {
+    fn judged(catalogue: &Catalogue, line: &str, confirmed: bool) -> (Option<String>, bool) {
         let event = Event::parse(line).unwrap();
-        let name = event.get("what").unwrap();
-        let known = KNOWN.iter().find(|known| known.name == name).unwrap();
-        let hole = hole(known, &event, confirmed).unwrap();
+        let known = catalogue.known(event.get("what").unwrap()).unwrap();
+        let hole = hole(catalogue, known, &event, confirmed).unwrap();
         (failure(known, &event, &hole).unwrap(), hole.enforced())
     }
 
@@ -299,11 +269,15 @@ mod tests {
     #[test]
     fn a_known_hole_is_no_failure_and_a_closed_one_is_enforced() {
         let open = "@hole what=compatible-format effect=delivered records=0 reason=0";
-        assert_eq!(judged(open, true), (None, false));
+        assert_eq!(judged(&vt_d::CATALOGUE, open, true), (None, false));
         let closed = "@hole what=compatible-format effect=none records=1 reason=37";
-        assert_eq!(judged(closed, true), (None, true));
+        assert_eq!(judged(&vt_d::CATALOGUE, closed, true), (None, true));
         let silent = "@hole what=handle-of-another effect=none records=0 reason=0";
-        assert_eq!(judged(silent, true), (None, false));
+        assert_eq!(judged(&vt_d::CATALOGUE, silent, true), (None, false));
+        let silent = "@hole what=message-of-another effect=none records=0 reason=0";
+        assert_eq!(judged(&amd_vi::CATALOGUE, silent, true), (None, false));
+        let logged = "@hole what=message-of-another effect=none records=1 reason=2";
+        assert_eq!(judged(&amd_vi::CATALOGUE, logged, true), (None, true));
     }
 
     #[test]
@@ -315,9 +289,16 @@ mod tests {
             "@hole what=read-only effect=none records=0 reason=0",
             "@hole what=read-only effect=none records=1 reason=6",
         ] {
-            assert!(judged(line, true).0.is_some(), "{line}");
+            assert!(judged(&vt_d::CATALOGUE, line, true).0.is_some(), "{line}");
+        }
+        for line in [
+            "@hole what=message-of-another effect=delivered records=0 reason=0",
+            "@hole what=read-only effect=written records=0 reason=0",
+            "@hole what=nmi effect=none records=1 reason=1",
+        ] {
+            assert!(judged(&amd_vi::CATALOGUE, line, true).0.is_some(), "{line}");
         }
         let lie = "@hole what=compatible-format effect=none records=1 reason=37";
-        assert!(judged(lie, false).0.is_some());
+        assert!(judged(&vt_d::CATALOGUE, lie, false).0.is_some());
     }
 }

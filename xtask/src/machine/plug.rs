@@ -1,0 +1,195 @@
+//! Devices that are plugged while the machine runs, when the kernel on it asks for them.
+//!
+//! The emulated AMD unit takes the bus number that a device has when it is plugged for the device's
+//! for good. So on such a machine everything below a root port comes after firmware, or the kernel,
+//! has given the bridge above it its bus number.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::devices::Device;
+use crate::qmp::Qmp;
+
+/// Where a device is, as the emulator says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    /// Its bus.
+    bus: u64,
+    /// The bus behind it, if it is a bridge; 0 as long as that has no number.
+    secondary: Option<u64>,
+}
+
+/// Devices that wait to be plugged, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Plugs {
+    waiting: Vec<Device>,
+}
+
+impl Plugs {
+    /// These, none of them plugged yet.
+    pub(super) fn new(waiting: Vec<Device>) -> Self {
+        Self { waiting }
+    }
+
+    /// The names of those that still wait.
+    pub(super) fn waiting(&self) -> Vec<&str> {
+        self.waiting.iter().map(Device::id).collect()
+    }
+
+    /// Plugs whatever lies on a bus that has a number by now, and says how many those were. Each is
+    /// there afterwards, on the bus that it was meant for.
+    pub(super) fn round(&mut self, qmp: &mut Qmp) -> Result<usize> {
+        let before = places(&qmp.execute("query-pci", json!({}))?);
+        let behind = |device: &Device| {
+            let bridge = before.get(device.bus())?;
+            bridge.secondary.filter(|&bus| bus != 0)
+        };
+        let (ready, later): (Vec<Device>, Vec<Device>) = self
+            .waiting
+            .drain(..)
+            .partition(|device| behind(device).is_some());
+        self.waiting = later;
+        for device in &ready {
+            qmp.execute("device_add", device.arguments())
+                .with_context(|| format!("{} cannot be plugged", device.id()))?;
+        }
+        let after = places(&qmp.execute("query-pci", json!({}))?);
+        for device in &ready {
+            let place = after.get(device.id());
+            ensure!(
+                place.map(|place| place.bus) == behind(device),
+                "{} was plugged below {} and is at {place:?}",
+                device.id(),
+                device.bus()
+            );
+        }
+        Ok(ready.len())
+    }
+}
+
+/// The devices in an answer to `query-pci` that have names.
+fn places(told: &Value) -> BTreeMap<String, Place> {
+    let mut found = BTreeMap::new();
+    for bus in told.as_array().into_iter().flatten() {
+        collect(&bus["devices"], &mut found);
+    }
+    found
+}
+
+fn collect(devices: &Value, found: &mut BTreeMap<String, Place>) {
+    for device in devices.as_array().into_iter().flatten() {
+        let bridge = &device["pci_bridge"];
+        if let (Some(id), Some(bus)) = (device["qdev_id"].as_str(), device["bus"].as_u64()) {
+            let secondary = bridge["bus"]["secondary"].as_u64();
+            found.insert(id.to_owned(), Place { bus, secondary });
+        }
+        collect(&bridge["devices"], found);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Place, Plugs, places};
+    use crate::machine::devices::{Devices, Edu};
+    use crate::qmp::Qmp;
+    use serde_json::{Value, json};
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    /// An emulator with `devices` on the bus `behind` the only port; it plugs what it is told to, but
+    /// for `deaf`, which it only says it has. Its bridge gets a bus number after the first round.
+    fn emulator(deaf: Option<&'static str>) -> Qmp {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            let mut out = theirs.try_clone().unwrap();
+            writeln!(out, "{}", json!({"QMP": {}})).unwrap();
+            let mut plugged: Vec<(String, String)> = Vec::new();
+            let mut rounds = 0;
+            for line in BufReader::new(theirs).lines() {
+                let command: Value = serde_json::from_str(&line.unwrap()).unwrap();
+                let mut told = json!({});
+                match command["execute"].as_str().unwrap() {
+                    "device_add" => {
+                        let word = |key: &str| command["arguments"][key].as_str().unwrap().into();
+                        plugged.push((word("id"), word("bus")));
+                    }
+                    "query-pci" => {
+                        rounds += 1;
+                        // Two questions in each round.
+                        let second = if rounds > 2 { 2 } else { 0 };
+                        told = bus(&plugged, deaf, second);
+                    }
+                    _ => {}
+                }
+                writeln!(out, "{}", json!({"return": told, "id": command["id"]})).unwrap();
+            }
+        });
+        Qmp::new(ours, &std::env::temp_dir()).unwrap()
+    }
+
+    fn bus(plugged: &[(String, String)], deaf: Option<&str>, second: u64) -> Value {
+        let on = |bridge: &str, bus: u64| -> Vec<Value> {
+            plugged
+                .iter()
+                .filter(|(id, on)| on == bridge && Some(id.as_str()) != deaf)
+                .map(|(id, _)| json!({"qdev_id": id, "bus": bus}))
+                .collect()
+        };
+        let mut below = on("port3", 1);
+        for device in &mut below {
+            if device["qdev_id"] == "bridge1" {
+                device["pci_bridge"] =
+                    json!({"bus": {"secondary": second}, "devices": on("bridge1", second)});
+            }
+        }
+        json!([{"bus": 0, "devices": [
+            {"qdev_id": "", "bus": 0},
+            {"qdev_id": "port3", "bus": 0,
+             "pci_bridge": {"bus": {"secondary": 1}, "devices": below}},
+        ]}])
+    }
+
+    fn pair() -> Plugs {
+        let mut below = Devices::of(&[Edu::Pair], false).below;
+        // The network device and the disk.
+        below.drain(..2);
+        Plugs::new(below)
+    }
+
+    #[test]
+    fn what_is_behind_a_bridge_waits_until_the_bridge_has_its_number() {
+        let mut qmp = emulator(None);
+        let mut plugs = pair();
+        assert_eq!(plugs.round(&mut qmp).unwrap(), 1);
+        assert_eq!(plugs.waiting(), ["edu1a", "edu1b"]);
+        assert_eq!(plugs.round(&mut qmp).unwrap(), 2);
+        assert!(plugs.waiting().is_empty());
+    }
+
+    #[test]
+    fn a_device_that_is_not_where_it_was_plugged_is_an_error() {
+        let mut qmp = emulator(Some("bridge1"));
+        let error = pair().round(&mut qmp).unwrap_err().to_string();
+        assert!(error.contains("bridge1"), "{error}");
+    }
+
+    #[test]
+    fn devices_are_found_behind_bridges() {
+        let told = bus(
+            &[
+                ("bridge1".into(), "port3".into()),
+                ("edu1a".into(), "bridge1".into()),
+            ],
+            None,
+            2,
+        );
+        let found = places(&told);
+        let place = |bus, secondary| Some(Place { bus, secondary });
+        assert_eq!(found.get("port3").copied(), place(0, Some(1)));
+        assert_eq!(found.get("bridge1").copied(), place(1, Some(2)));
+        assert_eq!(found.get("edu1a").copied(), place(2, None));
+    }
+}
