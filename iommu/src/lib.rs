@@ -25,6 +25,7 @@ mod platform;
 pub mod quiesce;
 mod reach;
 mod retired;
+pub mod storm;
 mod tables;
 mod unit;
 pub mod vtd;

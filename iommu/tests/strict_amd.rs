@@ -19,5 +19,7 @@ mod interrupts;
 mod random;
 #[path = "strict_amd/rig.rs"]
 mod rig;
+#[path = "both/storm.rs"]
+mod storm;
 #[path = "strict_amd/swap.rs"]
 mod swap;

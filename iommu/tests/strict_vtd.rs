@@ -23,5 +23,7 @@ mod invalidation;
 mod random;
 #[path = "strict_vtd/rig.rs"]
 mod rig;
+#[path = "both/storm.rs"]
+mod storm;
 #[path = "strict_vtd/swap.rs"]
 mod swap;

@@ -256,3 +256,45 @@ impl Rig {
         unit.finish_move(moving.unwrap()).unwrap();
     }
 }
+
+/// Memory of no domain.
+pub(crate) const C_BASE: u64 = 0x2_0000_0000;
+
+/// The most events that the unit's log holds.
+pub(crate) const RECORDS: u32 = 512;
+
+impl Rig {
+    /// One unit with everything usual that announces its faults.
+    pub(crate) fn announcing() -> Self {
+        let mut rig = Self::up(Schedule::Eager, &[UnitConfig::default()]);
+        rig.machine.set_msi(0, 0xfee0_3000, 0x61);
+        rig.units[0].set_fault_interrupt(true).unwrap();
+        rig
+    }
+
+    /// How often faults were announced.
+    pub(crate) fn announced(&self) -> usize {
+        self.machine.messages(0).len()
+    }
+
+    /// How many requests the unit refused.
+    pub(crate) fn faults_made(&self) -> usize {
+        self.machine.all_faults(0).len()
+    }
+
+    /// Lets the unit do what it has to.
+    pub(crate) fn idle(&self) {
+        let _ = iommu::Deadline::expired(&mut self.machine.clock());
+    }
+
+    /// Keeps the unit from telling of a device.
+    pub(crate) fn silence(&mut self, device: RequesterId) {
+        let silenced = self.units[0].silence(device, true);
+        self.flush(silenced);
+    }
+
+    /// Has a device send a message that the unit refuses.
+    pub(crate) fn forge_interrupt(&self, device: RequesterId) {
+        let _ = self.machine.msi(0, device.0, 0xfee0_0000, 0x30);
+    }
+}
