@@ -23,7 +23,8 @@ pub(crate) struct TestOptions {
     /// The long ones too.
     #[arg(long)]
     pub(crate) full: bool,
-    /// Only those whose name contains this; may be given several times.
+    /// Only the one of this name or, where there is none, those whose name contains this; may be given
+    /// several times.
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,
     /// List all names and stop.
@@ -40,8 +41,22 @@ impl TestOptions {
         if self.only.is_empty() {
             return self.full || !long;
         }
-        self.only.iter().any(|only| name.contains(only.as_str()))
+        self.only.iter().any(|only| {
+            // A whole name means just that, so that `chain` is not also all chains there are.
+            if is_name(only) {
+                name == only
+            } else {
+                name.contains(only.as_str())
+            }
+        })
     }
+}
+
+/// Whether there is a check or a scenario of just this name.
+fn is_name(wanted: &str) -> bool {
+    let checks = checks::ALL.iter().map(|check| check.name);
+    let scenarios = scenarios::ALL.iter().map(|scenario| scenario.name);
+    checks.chain(scenarios).any(|name| name == wanted)
 }
 
 /// What a check or a scenario found.

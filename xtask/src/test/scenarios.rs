@@ -122,6 +122,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a kernel in C, written from the header alone, takes over, serves and owns the machine",
         long: false,
         limit: 120,
+        iommu: Iommu::VtD,
         work: super::delta::c_kernel,
     },
     Scenario {
