@@ -1,19 +1,22 @@
 //! Attacks on the fence, by this kernel's own device: each attempt is one line, and each must leave
 //! one fault record with the steward.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use handoff_abi::{
-    FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange, UnitKind, message,
+    ApicId, FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange, UnitKind, message,
+    resource,
 };
 use iommu::{Access, Fault};
 
-use super::devices;
 use super::handover::ask;
 use super::kernel::{Failure, Kernel, copy_in, copy_out, failure};
 use super::own_devices::{EDUS, FIRST_VECTOR};
+use super::{NIC_VECTOR, devices};
 use crate::edu::Direction;
-use crate::{clock, interrupts, println};
+use crate::{clock, cpu, interrupts, pci, println};
 
 /// Bytes of one attempt.
 const LENGTH: usize = 64;
@@ -21,8 +24,11 @@ const LENGTH: usize = 64;
 const OWN_INTERRUPT: u64 = 5_000_000;
 /// How long a forged one is waited for. That it does not come later either is seen from outside.
 const FORGED_INTERRUPT: u64 = 50_000;
-/// Every entry below this is tried with a device that it is not for.
+/// VT-d: every entry below this is tried with a device that it is not for.
 const FORGED: u16 = 12;
+/// AMD-Vi: the delivery modes that are tried beside the fixed one, as bits 10:8 of a message's data
+/// have them. A system management interrupt is not among them: no entry stops it.
+const MODES: [(&str, u32); 4] = [("lowest", 1), ("nmi", 4), ("init", 5), ("extint", 7)];
 /// How many vectors the kernels use for such devices.
 const VECTORS: u8 = 0x20;
 /// How long the device may take for one DMA.
@@ -95,14 +101,15 @@ fn targets(kernel: &Kernel) -> Vec<Target> {
     );
     add("ledger", page(kernel.baton.ledger, 0));
     add("handoff", page(kernel.baton.handoff, 0));
-    for (name, offset) in [
-        ("iommu-tables", 0),
-        ("iommu-tables", 0x4000),
-        ("iommu-tables", 0x8000),
-    ] {
-        add(name, page(kernel.baton.iommu, offset));
+    // From 2 MiB on are the queues of an AMD-Vi unit.
+    let tables = [0, 0x4000, 0x8000, 0x20_0000, 0x20_2000];
+    for offset in tables
+        .into_iter()
+        .filter(|&offset| offset < kernel.baton.iommu.length())
+    {
+        add("iommu-tables", page(kernel.baton.iommu, offset));
     }
-    add("unit-registers", PhysAddr(0xfed9_0000));
+    add("unit-registers", page(kernel.unit_window, 0));
     if let Some(bar) = foreign_bar(kernel) {
         add("foreign-bar", bar);
     }
@@ -139,6 +146,9 @@ pub fn attack(kernel: &mut Kernel) -> Result<(), Failure> {
     let _ = drained(kernel)?;
     let mut attempts = 0_u32;
     let mut blocked = 0_u32;
+    // Every VT-d unit records what it blocks, AMD-Vi units do but for emulated ones: of those it can
+    // be told only from outside. One that recorded anything has to record everything.
+    let mut records = kernel.unit_kind == Some(UnitKind::VtD);
     for target in &targets {
         for direction in [Direction::ToMemory, Direction::FromMemory] {
             attempts += 1;
@@ -149,7 +159,8 @@ pub fn attack(kernel: &mut Kernel) -> Result<(), Failure> {
                 && faults[2] == u64::from(own.0)
                 && faults[3] >> 12 == target.address.0 >> 12
                 && (faults[5] == 1) == write;
-            let held = kept && recorded;
+            records |= faults[1] != 0;
+            let held = kept && (recorded || !records);
             blocked += u32::from(held);
             println!(
                 "@attempt n={attempts} kind={} by={source} target={} address={:#x} blocked={} fault={} source={:#06x} reason={}",
@@ -217,15 +228,9 @@ fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Res
     if !raises(&own, OWN_INTERRUPT)? {
         return Err(failure!("the device's own interrupt does not come"));
     }
-    for index in 0..FORGED {
-        let handle = iommu::InterruptHandle::new(UnitKind::VtD, function.requester, index);
-        if handle.index == own.handle {
-            continue;
-        }
+    for message in forged(kernel, &own) {
         *attempts += 1;
-        let message = handle.message();
         let forged = InterruptHandle {
-            handle: index,
             message_address: message.address,
             message_data: message.data,
             ..own
@@ -235,14 +240,85 @@ fn interrupts(kernel: &mut Kernel, attempts: &mut u32, blocked: &mut u32) -> Res
         let came = raises(&forged, FORGED_INTERRUPT)?;
         *blocked += u32::from(!came);
         println!(
-            "@attempt n={attempts} kind=interrupt by={function} target=handle-{index} address={:#x} blocked={} fault=no",
+            "@attempt n={attempts} kind=interrupt by={function} target={} address={:#x} data={:#x} blocked={} fault=no",
+            message.name,
             message.address.0,
+            message.data,
             if came { "no" } else { "yes" }
         );
     }
     // SAFETY: the device has MSI only, no table.
     unsafe { devices::set_message(&own) }?;
     Ok(())
+}
+
+/// A message that is not the device's own.
+struct Forged {
+    name: String,
+    address: PhysAddr,
+    data: u32,
+}
+
+/// What can be forged. VT-d: the entries of others. On AMD-Vi a device has no way to name another's
+/// entries, so it tries the vectors of every processor that is not this kernel's as if there were no
+/// remapping, and other delivery modes.
+fn forged(kernel: &Kernel, own: &InterruptHandle) -> Vec<Forged> {
+    let requester = own.function.requester;
+    if kernel.unit_kind != Some(UnitKind::AmdVi) {
+        return (0..FORGED)
+            .filter(|&index| index != own.handle)
+            .map(|index| {
+                let handle = iommu::InterruptHandle::new(UnitKind::VtD, requester, index);
+                let message = handle.message();
+                Forged {
+                    name: format!("handle-{index}"),
+                    address: message.address,
+                    data: message.data,
+                }
+            })
+            .collect();
+    }
+    let mut all = Vec::new();
+    for cpu in others(kernel) {
+        let mut add = |name, data: u32| {
+            // The index of the device's own entry raises its own interrupt, whatever address it is
+            // sent to.
+            if data != u32::from(own.handle) {
+                let (address, _) = pci::message(cpu, 0);
+                all.push(Forged {
+                    name,
+                    address,
+                    data,
+                });
+            }
+        };
+        for vector in [NIC_VECTOR, FIRST_VECTOR, FIRST_VECTOR + 1] {
+            add(format!("vector-{vector:#x}-cpu-{cpu}"), vector.into());
+        }
+        for (name, mode) in MODES {
+            add(
+                format!("{name}-cpu-{cpu}"),
+                mode << 8 | u32::from(FIRST_VECTOR),
+            );
+        }
+    }
+    all
+}
+
+/// The processors that are not this kernel's; where all are, all but this one.
+fn others(kernel: &Kernel) -> Vec<ApicId> {
+    let (me, own) = (cpu::apic_id(), kernel.cpus_of(kernel.owner()));
+    let all = kernel.view().into_iter().flat_map(|view| view.entries());
+    let cpus: Vec<_> = all
+        .filter(|entry| entry.kind == resource::CPU)
+        .map(|entry| ApicId(entry.base as u32))
+        .collect();
+    let foreign = |cpu: &ApicId| !own.contains(cpu);
+    if cpus.iter().any(foreign) {
+        cpus.into_iter().filter(foreign).collect()
+    } else {
+        cpus.into_iter().filter(|&cpu| cpu != me).collect()
+    }
 }
 
 /// Interrupts of `edu` devices that have come to this kernel.

@@ -19,7 +19,7 @@ use partition_core::trampoline::Trampoline;
 use partition_core::watch::{ArrivalError, OwnStatus};
 
 use super::bring_up::{Start, bring_up, set_clock};
-use super::handoff::REQUIRED;
+use super::handoff::{REQUIRED, state_of};
 use super::kernel::{Config, Failure, KERNEL, Kernel, failure, page_of, shared};
 use super::launch::timing;
 use super::misbehave::{Misbehaviour, Point};
@@ -305,6 +305,8 @@ unsafe fn come_up(
             timing(),
         )
     }?;
+    // It is the prime's to drive until the commit, and must be there by then.
+    let unit = state_of(handoff).ok();
     let mut kernel = Kernel {
         config,
         me,
@@ -322,7 +324,10 @@ unsafe fn come_up(
         memory: footing.memory,
         steward: None,
         unit: None,
-        unit_window: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
+        unit_window: unit.map_or(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)), |unit| {
+            page_of(PhysAddr(unit.register_base()))
+        }),
+        unit_kind: unit.map(|unit| unit.kind()),
         domain: domain_of(me),
         workload,
         functions: handoff
@@ -417,14 +422,16 @@ fn smaller_machine(
     buses.sort_unstable();
     given_buses.sort_unstable();
     println!(
-        "@filtered cpus={} buses={} dmar={} hpet={} agrees={}",
+        "@filtered cpus={} buses={} dmar={} ivrs={} hpet={} agrees={}",
         cpus.len(),
         buses.len(),
         tables.dmar().is_some(),
+        tables.ivrs().is_some(),
         tables.hpet().is_some(),
         cpus == given && buses == given_buses
     );
-    if cpus != given || buses != given_buses || tables.dmar().is_some() {
+    let remapping = tables.dmar().is_some() || tables.ivrs().is_some();
+    if cpus != given || buses != given_buses || remapping {
         return Err(failure!(
             "the smaller machine is not the handoff's: processors {cpus:?}, buses {buses:?}"
         )

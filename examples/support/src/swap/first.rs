@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 
 use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
 use handoff_abi::{
-    ApicId, Console, Exchange, InterruptHandle, InterruptTarget, Ledger, Owner, PartitionId,
-    PciFunction, PhysAddr, PhysRange, Workload as WorkloadRecord, WorkloadId, resource,
+    ApicId, Console, Exchange, FRAME_SIZE, InterruptHandle, InterruptTarget, Ledger, Owner,
+    PartitionId, PciFunction, PhysAddr, PhysRange, Workload as WorkloadRecord, WorkloadId,
+    resource,
 };
 use iommu::Access as DmaAccess;
-use iommu::vtd::{self, Unit};
 use partition_core::baton::{Baton, Sizes};
 use partition_core::ledger::Steward;
 use partition_core::park::{self, ParkArea};
@@ -21,11 +21,13 @@ use super::command_line::option;
 use super::handoff::handle_record;
 use super::inventory::{Bridge, Topology};
 use super::kernel::{
-    Config, Failure, KERNEL, Kernel, Patience, dma_pieces, failure, page_of, shared, unit_parts,
+    Config, Failure, KERNEL, Kernel, Patience, Unit, dma_pieces, failure, page_of, shared,
+    unit_parts,
 };
 use super::launch::{function_number, timing};
 use super::misbehave::Misbehaviour;
 use super::processors::{self, Role};
+use super::remapping::{Remapping, arena_length, vendor};
 use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, plug, serving, work};
 use crate::boot::{BootInfo, Image, PVH_OFFSET};
 use crate::memory::Carver;
@@ -34,14 +36,10 @@ use crate::{apic, clock, mmio, pci, println};
 
 /// Who boots first.
 const FIRST: PartitionId = PartitionId(1);
-/// Room for the baton.
-const BATON: u64 = 1 << 20;
-const SIZES: Sizes = Sizes {
-    handoff: 64 << 10,
-    capture: 96 << 10,
-    filtered: 64 << 10,
-    iommu: 512 << 10,
-};
+/// Room for all of the baton but the tables of the remapping unit.
+const BATON: u64 = 512 << 10;
+/// Bytes for what is captured of firmware.
+const CAPTURE: u64 = 96 << 10;
 /// Where the first kernel starts its processors from.
 const TRAMPOLINE: PhysAddr = PhysAddr(0x8000);
 const FOUR_GIB: u64 = 1 << 32;
@@ -65,6 +63,16 @@ impl ReadPhys for Window<'_> {
     }
 }
 
+/// Memory as bytes.
+///
+/// # Safety
+/// The memory is mapped, holds bytes, and nobody else uses it as long as the slice is used.
+unsafe fn bytes_at(range: PhysRange) -> &'static mut [u8] {
+    let at = mmio::pointer(range.base());
+    // SAFETY: the caller's promise.
+    unsafe { core::slice::from_raw_parts_mut(at.as_ptr(), range.length() as usize) }
+}
+
 /// Boots: the machine is this kernel's alone.
 ///
 /// # Errors
@@ -82,15 +90,31 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     for module in &info.modules {
         free.reserve(module.range);
     }
+    // How large the baton is depends on the machine. So firmware is captured first, and what was
+    // captured is carried into the baton.
+    let kept = free
+        .take(CAPTURE, FRAME_SIZE, FOUR_GIB)
+        .ok_or_else(|| failure!("no room for firmware's tables"))?;
+    // SAFETY: just taken out of free memory, which the boot tables map, and it holds bytes.
+    let buffer = unsafe { bytes_at(kept) };
+    let request = CaptureRequest::new(info.rsdp, SmbiosSource::Scan);
+    let summary = capture(&Window(&info.memory), &request, buffer)?;
+    let sizes = Sizes {
+        handoff: 64 << 10,
+        capture: CAPTURE,
+        filtered: 64 << 10,
+        iommu: arena_length(&Capture::parse(buffer)?)?,
+    };
     let room = free
-        .take(BATON, park::ALIGNMENT, FOUR_GIB)
+        .take(BATON + sizes.iommu, park::ALIGNMENT, FOUR_GIB)
         .ok_or_else(|| failure!("no room for the baton"))?;
-    let baton = Baton::lay_out(room, &SIZES)?;
+    let baton = Baton::lay_out(room, &sizes)?;
     let workload = free
         .take(work::length(), 2 << 20, FOUR_GIB)
         .ok_or_else(|| failure!("no room for the workload"))?;
 
     let mut start = Start::default();
+    let _ = start.window.push((kept, Access::Data));
     for &range in free.free() {
         let _ = start.free.push(range);
     }
@@ -115,15 +139,14 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         println!("memory {range} type {kind}");
     }
 
-    // Capture, into the baton and from there on only from the baton.
-    let buffer = mmio::pointer(baton.capture.base());
-    // SAFETY: the extent is mapped, this kernel's alone until it launches a successor, and holds
-    // bytes.
-    let buffer = unsafe {
-        core::slice::from_raw_parts_mut(buffer.as_ptr(), baton.capture.length() as usize)
-    };
-    let request = CaptureRequest::new(info.rsdp, SmbiosSource::Scan);
-    let summary = capture(&Window(&info.memory), &request, buffer)?;
+    // From here on what was captured is read only from the baton.
+    // SAFETY: the window maps it, nobody else knows of it, and it holds bytes.
+    let from = unsafe { bytes_at(kept) };
+    // SAFETY: as above; it is the baton's.
+    let buffer = unsafe { bytes_at(baton.capture) };
+    for (to, &from) in buffer.iter_mut().zip(&*from) {
+        *to = from;
+    }
     let captured = Capture::parse(buffer)?;
     println!(
         "@captured tables={} bad_checksum={} skipped={} bytes={}",
@@ -173,6 +196,7 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         steward: Some(Steward::format(ledger, FIRST)),
         unit: None,
         unit_window: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
+        unit_kind: None,
         domain: domain_of(FIRST),
         workload: WorkloadRecord {
             id: WorkloadId(1),
@@ -198,6 +222,7 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         held: false,
         misbehaviour: Misbehaviour::default(),
     };
+    kernel.memory.add(kept);
     processors::init(park);
     if option(info.command_line(), "plug") == Some("operator") {
         plug::by_operator(&mut kernel, &captured)?;
@@ -294,12 +319,26 @@ fn fill_ledger(
             Owner::Baton,
         )?;
     }
+    // An AMD-Vi unit is a function as well.
+    let own = Remapping::of(captured)?
+        .map(|remapping| remapping.unit())
+        .transpose()?
+        .and_then(|unit| Some((unit.segment, unit.amd_vi?.function)));
+    if let Some((segment, requester)) = own {
+        let function = PciFunction { segment, requester };
+        steward.add(
+            resource::FUNCTION,
+            function_number(function),
+            1,
+            Owner::Baton,
+        )?;
+    }
     let slot = steward.add(resource::WORKLOAD, workload_id.0.into(), 1, me)?;
     kernel.workload.ledger_slot = slot.into();
     Ok(())
 }
 
-/// VT-d on: the NIC reaches the workload's memory, this partition's devices its own, and every
+/// The unit on: the NIC reaches the workload's memory, this partition's devices its own, and every
 /// other device nothing.
 fn fence(
     kernel: &mut Kernel,
@@ -319,29 +358,24 @@ fn fence(
         // SAFETY: just mapped, and firmware says that it is one.
         unsafe { apic::mask_io_apic(io_apic.address) };
     }
-    let Some(dmar) = captured.dmar() else {
-        println!("@unfenced text=\"there is no DMAR table: no VT-d, and nothing to give away\"");
+    let Some(remapping) = Remapping::of(captured)? else {
+        println!("@unfenced text=\"there is no remapping unit, and nothing to give away\"");
         return Ok(());
     };
-    let dmar = dmar?;
-    // SAFETY: the DMAR table names the window, just mapped by `Topology::scan`; the arena is the
+    // SAFETY: firmware's table names the window, just mapped by `Topology::scan`; the arena is the
     // baton's and nobody else's.
     let (registers, memory, timer) = unsafe { unit_parts(kernel.unit_window, kernel.baton.iommu) };
-    let config = vtd::Config {
-        iova_limit: kernel
-            .memory_of(kernel.owner())
-            .last()
-            .map_or(FOUR_GIB, |range| range.end().0),
-        host_address_bits: u8::try_from(dmar.host_address_width()).unwrap_or(0),
-        ..vtd::Config::default()
-    };
+    let limit = kernel
+        .memory_of(kernel.owner())
+        .last()
+        .map_or(FOUR_GIB, |range| range.end().0);
     let unit = Unit::prepare(
         registers,
         memory,
         timer,
-        kernel.unit_window,
+        &remapping.unit()?,
         kernel.baton.iommu,
-        config,
+        remapping.config(limit)?,
     )?;
     kernel.unit = Some(unit);
     let mine = kernel.domain;
@@ -360,7 +394,7 @@ fn fence(
     for range in kernel.memory_of(kernel.owner()) {
         kernel.map_dma(mine, range)?;
     }
-    for bridge in topology.fenced(captured) {
+    for bridge in topology.fenced(&remapping) {
         let Bridge {
             function,
             requesters,
@@ -380,7 +414,8 @@ fn fence(
     }
     kernel.unit()?.enable()?;
     println!(
-        "@fenced unit={:#x} arena_free={}",
+        "@fenced vendor={} unit={:#x} arena_free={}",
+        vendor(kernel.unit()?.kind()),
         kernel.unit_window.base().0,
         kernel.unit()?.free_frames()
     );

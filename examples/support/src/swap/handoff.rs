@@ -1,10 +1,11 @@
 //! The handoff of a successor, written into its place in the baton.
 
 use handoff_abi::{
-    Clock, Console, Cpu, Domain, Ecam, Envelope, Exchange, Extent, FRAME_SIZE, Features, Function,
-    InterruptHandle, InterruptTarget, Memory, Owner, PartitionId, PciFunction, PhysAddr, PhysRange,
-    Platform, Writer, memory, purpose, resource,
+    AmdViState, Clock, Console, Cpu, Domain, Ecam, Envelope, Exchange, Extent, FRAME_SIZE,
+    Features, Function, Handoff, InterruptHandle, InterruptTarget, Memory, Owner, PartitionId,
+    PciFunction, PhysAddr, PhysRange, Platform, VtdUnit, Writer, memory, purpose, resource,
 };
+use iommu::State;
 use partition_core::plan::Plan;
 
 use super::command_line;
@@ -42,6 +43,25 @@ pub fn handle_record(
         vector: target.vector.into(),
         message,
     }
+}
+
+/// Appends the record of the remapping unit.
+pub fn append_state(writer: &mut Writer<'_>, state: &State) -> Result<(), Failure> {
+    match state {
+        State::VtD(state) => writer.critical(state)?,
+        State::AmdVi(state) => writer.critical(state)?,
+    }
+    Ok(())
+}
+
+/// The record of the remapping unit in a handoff.
+///
+/// # Errors
+/// Where there is none.
+pub fn state_of(handoff: &Handoff<'_>) -> Result<State, Failure> {
+    let vtd = handoff.first::<VtdUnit>().map(State::VtD);
+    vtd.or_else(|| handoff.first::<AmdViState>().map(State::AmdVi))
+        .ok_or_else(|| failure!("the handoff has no record of the remapping unit"))
 }
 
 /// Writes the successor's handoff: before the launch, and again between freeze and commit, when the
@@ -121,7 +141,7 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<usize, Failure> {
         writer.critical(handle)?;
     }
     writer.critical(&launched.firmware)?;
-    writer.critical(&state)?;
+    append_state(&mut writer, &state)?;
     writer.critical(&kernel.workload)?;
     writer.critical(&Domain {
         domain: launched.domain,

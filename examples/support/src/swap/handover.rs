@@ -1,7 +1,7 @@
 //! The hand-over of the workload, from the control processor's side, in both directions.
 
 use handoff_abi::{ApicId, Exchange, InterruptTarget, Message, Owner, PartitionId, message, state};
-use iommu::vtd::Pending;
+use iommu::Pending;
 use partition_core::mailbox::{Receiver, Sender};
 use partition_core::watch::Watch;
 

@@ -1,4 +1,4 @@
-//! Attempts that VT-d stops and that an emulator is known to let through or not to record. They run
+//! Attempts that a remapping unit stops and that an emulator is known to let through or not to record. They run
 //! on a machine of their own, with this kernel alone on it, and each says what came of it; what
 //! ought to have come of it is for the operator to know.
 
@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 
 use handoff_abi::{FRAME_SIZE, InterruptHandle, PciFunction, PhysAddr, PhysRange, UnitKind};
 use iommu::Access;
-use iommu::InterruptHandle as Entry;
 
 use super::attack::drain;
 use super::devices;
@@ -88,9 +87,8 @@ impl Attacker {
         let (me, requester) = (cpu::apic_id(), self.function.requester);
         let compatible = pci::message(me, FORGED_VECTOR);
         let others = (self.others.message_address, self.others.message_data);
-        let forged = |index| Entry::new(UnitKind::VtD, requester, index);
-        let absent = forged(self.absent(kernel)?).message();
-        let beyond = forged(BEYOND).message();
+        let absent = self.absent(kernel)?.message();
+        let beyond = kernel.unit()?.interrupt_handle(requester, BEYOND).message();
         for (what, message) in [
             ("handle-of-another", others),
             ("handle-not-set", (absent.address, absent.data)),
@@ -112,16 +110,20 @@ impl Attacker {
         self.read_only(kernel)
     }
 
-    /// An entry that is not set.
-    fn absent(&self, kernel: &mut Kernel) -> Result<u16, Failure> {
-        let set: Vec<u16> = kernel
-            .unit()?
+    /// An entry that is not set: the first that an interrupt could be for.
+    fn absent(&self, kernel: &mut Kernel) -> Result<iommu::InterruptHandle, Failure> {
+        let unit = kernel.unit()?;
+        let set: Vec<u16> = unit
             .interrupts()
+            .filter(|interrupt| {
+                unit.kind() == UnitKind::VtD || interrupt.handle.source == self.function.requester
+            })
             .map(|interrupt| interrupt.handle.index)
             .collect();
-        (0..BEYOND)
+        let index = (0..BEYOND)
             .find(|index| !set.contains(index))
-            .ok_or_else(|| failure!("every interrupt entry is set"))
+            .ok_or_else(|| failure!("every interrupt entry is set"))?;
+        Ok(unit.interrupt_handle(self.function.requester, index))
     }
 
     /// Sends a message by the device's MSI capability.

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use acpi_capture::Capture;
-use acpi_capture::table::{BridgeBuses, Dmar, EcamAllocation, PciTopology};
+use acpi_capture::table::{BridgeBuses, EcamAllocation, PciTopology};
 use handoff_abi::{
     ApicId, Exchange, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId, resource,
 };
@@ -17,6 +17,7 @@ use partition_core::plan::{
 
 use super::kernel::{Failure, Kernel, copy_out, failure};
 use super::processors::{self, Role};
+use super::remapping::Remapping;
 use super::{devices, domain_of};
 use crate::paging::Access;
 use crate::pci::{self, Ecam, assign, capability};
@@ -101,13 +102,12 @@ impl Topology {
     /// Where the tables do not say where these are.
     pub fn scan(kernel: &mut Kernel, captured: &Capture<'_>) -> Result<Self, Failure> {
         let allocation = map_configuration(kernel, captured)?;
-        if let Some(dmar) = captured.dmar() {
-            let unit = dmar?
-                .units()
-                .next()
-                .ok_or_else(|| failure!("the DMAR table has no unit"))?;
+        let remapping = Remapping::of(captured)?;
+        if let Some(remapping) = remapping {
+            let unit = remapping.unit()?;
             kernel.map(unit.registers, Access::Device)?;
             kernel.unit_window = unit.registers;
+            kernel.unit_kind = Some(unit.kind);
         }
 
         let mut topology = Self {
@@ -126,6 +126,9 @@ impl Topology {
             base: allocation.base,
         });
         devices::scan(0, &mut |function| topology.add(function));
+        for facts in &mut topology.facts {
+            facts.quirk = remapping.and_then(|remapping| remapping.alias_of(facts.function));
+        }
         topology.isolation = topology
             .facts
             .iter()
@@ -246,20 +249,14 @@ impl Topology {
     /// Every endpoint that a unit covers, with its ids. What no unit covers stays without bus
     /// mastering and is never given away.
     #[must_use]
-    pub fn fenced(&self, captured: &Capture<'_>) -> Vec<Bridge> {
-        let dmar = captured.dmar().and_then(Result::ok);
+    pub fn fenced(&self, remapping: &Remapping<'_>) -> Vec<Bridge> {
         self.endpoints()
-            .filter(|&function| dmar.is_some_and(|dmar| self.unit_of(&dmar, function).is_some()))
+            .filter(|&function| remapping.unit_of(function, self).is_some())
             .map(|function| Bridge {
                 function,
                 requesters: self.requesters(function),
             })
             .collect()
-    }
-
-    fn unit_of(&self, dmar: &Dmar<'_>, function: PciFunction) -> Option<u16> {
-        let covered = dmar.unit_for(function, self).covered()?;
-        u16::try_from(covered.index).ok()
     }
 
     /// Windows of the bridge on the root bus above a function, memory only.
@@ -312,9 +309,7 @@ impl Inventory {
         let bytes = unsafe { copy_out(kernel.baton.capture) };
         let captured = Capture::parse(&bytes)?;
         let topology = Topology::scan(kernel, &captured)?;
-        let dmar = captured
-            .dmar()
-            .ok_or_else(|| failure!("there is no DMAR table: no VT-d"))??;
+        let remapping = Remapping::needed(&captured)?;
         let view = kernel
             .view()
             .ok_or_else(|| failure!("there is no ledger"))?;
@@ -358,7 +353,7 @@ impl Inventory {
                 class,
                 kind: facts.kind,
                 isolation: *isolation,
-                unit: topology.unit_of(&dmar, facts.function),
+                unit: remapping.unit_of(facts.function, &topology),
                 intx: lines.line,
                 intx_disabled: lines.disabled,
                 messages: lines.messages,
@@ -389,7 +384,7 @@ impl Inventory {
         let units = alloc::vec![Unit {
             usable: true,
             interrupt_remapping: true,
-            levels: unit.width().levels() as u8,
+            levels: unit.levels() as u8,
             largest_page: PageSize::Size2MiB,
         }];
         Ok(Self {

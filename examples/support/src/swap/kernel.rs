@@ -8,11 +8,10 @@ use core::ptr::NonNull;
 
 use handoff_abi::{
     AbiVersion, ApicId, Console, DomainId, Exchange, FRAME_SIZE, InterruptHandle, Ledger, Owner,
-    PartitionId, PciFunction, PhysAddr, PhysRange, Speaks, Workload, resource,
+    PartitionId, PciFunction, PhysAddr, PhysRange, Speaks, UnitKind, Workload, resource,
 };
 use iommu::mmio::{CacheFlush, DirectMemory, Mmio};
-use iommu::vtd::{Pending, Unit};
-use iommu::{Access as DmaAccess, Deadline};
+use iommu::{Access as DmaAccess, Deadline, Pending};
 use partition_core::baton::Baton;
 use partition_core::ledger::{LedgerView, Steward};
 use partition_core::park::ParkArea;
@@ -47,8 +46,8 @@ pub struct Config {
     pub add_heap: unsafe fn(PhysRange),
 }
 
-/// The unit as these kernels drive it.
-pub type VtdUnit = Unit<Mmio, DirectMemory, Timer>;
+/// The remapping unit, of either vendor, as these kernels drive it.
+pub type Unit = iommu::Unit<Mmio, DirectMemory, Timer>;
 
 /// The clock that bounds every poll of the libraries.
 #[derive(Debug, Default)]
@@ -176,9 +175,11 @@ pub struct Kernel {
     /// The right to write the ledger, while it is the steward.
     pub steward: Option<Steward<'static>>,
     /// The remapping unit, while it is the steward.
-    pub unit: Option<VtdUnit>,
+    pub unit: Option<Unit>,
     /// The register window of the unit.
     pub unit_window: PhysRange,
+    /// The architecture of the unit; `None` where there is none.
+    pub unit_kind: Option<UnitKind>,
     /// The domain of its devices.
     pub domain: DomainId,
     /// The workload.
@@ -249,7 +250,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Where this kernel does not drive it.
-    pub fn unit(&mut self) -> Result<&mut VtdUnit, Failure> {
+    pub fn unit(&mut self) -> Result<&mut Unit, Failure> {
         let me = self.me;
         self.unit
             .as_mut()

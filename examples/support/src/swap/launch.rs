@@ -421,8 +421,7 @@ pub fn interrupts_of(
 ) -> Result<Vec<iommu::InterruptHandle>, Failure> {
     let unit = kernel.unit()?;
     Ok(unit
-        .interrupts()
-        .filter(|interrupt| interrupt.handle.source == source)
+        .interrupts_of(source)
         .map(|interrupt| interrupt.handle)
         .collect())
 }

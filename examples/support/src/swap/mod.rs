@@ -28,6 +28,7 @@ pub mod own_devices;
 pub mod plug;
 pub mod processors;
 pub mod reclaim;
+pub mod remapping;
 pub mod serving;
 pub mod spoil;
 pub mod undo;

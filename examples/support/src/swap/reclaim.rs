@@ -5,17 +5,19 @@ use alloc::vec::Vec;
 use acpi_capture::Capture;
 use handoff_abi::{
     Envelope, Features, Handoff, InterruptTarget, Owner, PartitionId, PciFunction, PhysAddr,
-    PhysRange, RequesterId, UnitKind, VtdUnit, Writer, resource,
+    PhysRange, RequesterId, Writer, resource,
 };
-use iommu::Reach;
-use iommu::vtd::{self, Unit};
+use iommu::{Config, Pending, Reach};
 use partition_core::ledger::{LedgerView, Steward};
 
-use super::handoff::{HANDOFF, handoff_at};
+use super::handoff::{HANDOFF, append_state, handoff_at, state_of};
 use super::inventory::Topology;
-use super::kernel::{DMA_FLOOR, Failure, Kernel, Patience, copy_in, copy_out, failure, unit_parts};
+use super::kernel::{
+    DMA_FLOOR, Failure, Kernel, Patience, Unit, copy_in, copy_out, failure, unit_parts,
+};
 use super::launch::{function_number, interrupts_of};
 use super::processors::{self, Role};
+use super::remapping::Remapping;
 use super::undo::claim;
 use super::{devices, domain_of, own_devices, serving};
 use crate::mark::{RECLAIM, RECLAIMED, mark};
@@ -35,14 +37,15 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
     let copy = unsafe { copy_out(range) };
     let handoff = Handoff::parse(&copy, at, &kernel.config.speaks)?;
     kernel.swaps = serving::swaps();
-    let record = handoff
-        .first::<VtdUnit>()
-        .ok_or_else(|| failure!("the handoff has no record of the remapping unit"))?;
+    let record = state_of(&handoff)?;
     // SAFETY: the window maps the baton.
     let bytes = unsafe { copy_out(kernel.baton.capture) };
     let captured = Capture::parse(&bytes)?;
     let topology = Topology::scan(kernel, &captured)?;
-    // SAFETY: the captured DMAR table names the window, just mapped; the arena is the baton's, and
+    if Remapping::needed(&captured)?.unit()?.kind != record.kind() {
+        return Err(failure!("the handoff's unit is not of the machine's kind"));
+    }
+    // SAFETY: the captured tables name the window, just mapped; the arena is the baton's, and
     // this kernel is the steward now.
     let (registers, memory, timer) = unsafe { unit_parts(kernel.unit_window, kernel.baton.iommu) };
     let view = LedgerView::new(kernel.ledger)?;
@@ -53,7 +56,7 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
         kernel.unit_window,
         kernel.baton.iommu,
         &record,
-        vtd::Config::default(),
+        Config::default(),
         |reach| {
             let allowed = allowed(&view, &topology, reach);
             if !allowed {
@@ -143,7 +146,7 @@ pub fn write_return(kernel: &mut Kernel, next: PartitionId) -> Result<(), Failur
             swaps: kernel.swaps,
         },
     )?;
-    writer.critical(&state)?;
+    append_state(&mut writer, &state)?;
     let blob = writer.finish();
     // SAFETY: the place is the reader's part of the handoff extent; it reads it after the commit.
     unsafe { copy_in(at, blob) };
@@ -251,7 +254,7 @@ fn take_devices(
     let captured = Capture::parse(&bytes)?;
     let topology = Topology::scan(kernel, &captured)?;
     let mut requesters = Vec::new();
-    let mut pending = vtd::Pending::none();
+    let mut pending = Pending::none();
     for &function in functions {
         devices::set_bus_master(function, false)?;
         devices::disable_messages(function);
@@ -322,20 +325,15 @@ fn consolidate(kernel: &mut Kernel) {
         return;
     }
     for handle in &mut kernel.handles {
+        let source = handle.function.requester;
         if handle.destination == now && handle.vector != u32::from(super::NIC_VECTOR) {
             let target = InterruptTarget {
                 destination: bootstrap,
                 vector: handle.vector as u8,
             };
             if let Some(unit) = kernel.unit.as_mut()
-                && let Ok(pending) = unit.retarget(
-                    iommu::InterruptHandle::new(
-                        UnitKind::VtD,
-                        handle.function.requester,
-                        handle.handle,
-                    ),
-                    target,
-                )
+                && let Ok(pending) =
+                    unit.retarget(unit.interrupt_handle(source, handle.handle), target)
                 && unit.flush(pending).is_ok()
             {
                 handle.destination = bootstrap;

@@ -1,7 +1,7 @@
 //! The way back: everything that a successor was given is taken from it again.
 
 use handoff_abi::ApicId;
-use iommu::vtd::Pending;
+use iommu::Pending;
 
 use super::devices;
 use super::kernel::{DMA_FLOOR, Failure, Kernel, Patience, failure};
