@@ -94,7 +94,7 @@ impl MachineOptions {
     }
 
     fn all_devices(&self) -> Devices {
-        Devices::of(&self.edu, self.counted.is_some())
+        Devices::of(&self.edu, self.counted.is_some(), self.plug)
     }
 
     /// The devices that are to be plugged while the machine runs.

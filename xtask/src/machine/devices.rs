@@ -85,8 +85,8 @@ pub(super) struct Devices {
 
 impl Devices {
     /// The network device, the disk and `edu`. Where instructions are counted there is a second
-    /// network device for the load.
-    pub(super) fn of(edu: &[Edu], counted: bool) -> Self {
+    /// network device for the load. What is below root ports is there at start, or comes `late`.
+    pub(super) fn of(edu: &[Edu], counted: bool, late: bool) -> Self {
         let mut devices = Self::default();
         let port = devices.root_port();
         devices.network("nic", "net", &port, counted);
@@ -102,7 +102,11 @@ impl Devices {
                     devices.below.push(copier(&name, &port));
                 }
                 Edu::Pair => {
-                    let port = devices.root_port_of_bridge();
+                    let port = if late {
+                        devices.root_port_with_room()
+                    } else {
+                        devices.root_port()
+                    };
                     let bridge = format!("bridge{number}");
                     devices
                         .below
@@ -133,9 +137,10 @@ impl Devices {
         name
     }
 
-    /// A root port with room for a bridge and what is below it, should they only come later: firmware
-    /// gives a port that is empty one bus and 2 MiB.
-    fn root_port_of_bridge(&mut self) -> String {
+    /// A root port with room for a bridge and what is below it, which come later: firmware gives a port
+    /// that is empty one bus and 2 MiB. Where they are there already, firmware that is asked for room
+    /// gives the port a last bus before its first.
+    fn root_port_with_room(&mut self) -> String {
         let name = self.root_port();
         if let Some(port) = self.ports.pop() {
             let port = port.with("bus-reserve", "1").with("mem-reserve", "8M");
@@ -179,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_device_is_told_of_in_the_same_words_on_the_command_line_and_over_qmp() {
-        let devices = Devices::of(&[Edu::Pair], false);
+        let devices = Devices::of(&[Edu::Pair], false, false);
         let half = devices.below.last().unwrap();
         assert_eq!(
             half.argument(),
@@ -194,7 +199,7 @@ mod tests {
 
     #[test]
     fn every_device_comes_after_what_it_is_below() {
-        let devices = Devices::of(&[Edu::Alone, Edu::Pair, Edu::Alone], true);
+        let devices = Devices::of(&[Edu::Alone, Edu::Pair, Edu::Alone], true, true);
         let mut there: Vec<&str> = devices.ports.iter().map(|port| port.id()).collect();
         for device in &devices.below {
             assert!(there.contains(&device.bus()), "{device:?}");

@@ -153,7 +153,7 @@ mod tests {
     }
 
     fn pair() -> Plugs {
-        let mut below = Devices::of(&[Edu::Pair], false).below;
+        let mut below = Devices::of(&[Edu::Pair], false, true).below;
         // The network device and the disk.
         below.drain(..2);
         Plugs::new(below)

@@ -236,7 +236,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "amd-chain",
         about: "three swaps behind AMD-Vi, with every attack, back to the first binary",
-        long: false,
+        long: true,
         iommu: Iommu::AmdVi,
         limit: 240,
         work: chain,
@@ -268,7 +268,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "amd-known-holes",
         about: "what the emulated AMD-Vi does not enforce is what is known of it",
-        long: false,
+        long: true,
         iommu: Iommu::AmdVi,
         limit: 60,
         work: known_holes,
@@ -401,8 +401,10 @@ pub(super) fn served(report: &Report) -> String {
 
 fn serve(context: &Context) -> Result<()> {
     let name = context.iommu.name();
-    let session = context.boot(name, &context.machine(), 1)?;
+    let mut session = context.boot(name, &context.machine(), 1)?;
     session.load.wait_answers(500, Duration::from_secs(20))?;
+    // It is fenced: there is something to give away.
+    session.dry_run()?;
     unharmed(session).map(drop)
 }
 
