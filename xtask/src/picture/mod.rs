@@ -13,7 +13,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 
+use crate::machine::Iommu;
 use crate::report::Report;
 use crate::ui::duration;
 
@@ -66,8 +68,12 @@ fn head(drawing: &mut Drawing, report: &Report, y: &mut f64) {
         *y,
         FAINT,
         &format!(
-            "{} CPUs, {} MiB, IOMMU {}, {}, seed {}",
-            run.cpus, run.memory_mib, run.iommu, run.emulator, run.seed
+            "{} CPUs, {} MiB, {}, {}, seed {}",
+            run.cpus,
+            run.memory_mib,
+            fenced_by(&run.iommu),
+            run.emulator,
+            run.seed
         ),
     );
     *y += 22.0;
@@ -127,6 +133,11 @@ fn head(drawing: &mut Drawing, report: &Report, y: &mut f64) {
         );
     }
     *y += 54.0 + 34.0;
+}
+
+/// The remapping hardware in the words of its vendor.
+fn fenced_by(name: &str) -> String {
+    Iommu::from_str(name, true).map_or_else(|_| format!("IOMMU {name}"), |iommu| iommu.to_string())
 }
 
 /// A number with its digits in groups of three.

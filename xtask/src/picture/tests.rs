@@ -157,6 +157,14 @@ fn the_picture_shows_every_transfer_phase_and_figure() {
 }
 
 #[test]
+fn the_picture_names_the_vendor() {
+    let mut report = report();
+    assert!(draw(&report).contains("2048 MiB, VT-d, QEMU"));
+    report.run.iommu = "amd-vi".to_owned();
+    assert!(draw(&report).contains("2048 MiB, AMD-Vi, QEMU"));
+}
+
+#[test]
 fn an_empty_report_has_a_picture_too() {
     let drawn = draw(&Report::default());
     assert!(drawn.starts_with("<svg") && drawn.ends_with("</svg>\n"));
