@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange};
+use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange, VtdDomain};
 use heapless::Vec;
 
 use crate::paging::{Leaf, MapError, UnmapError};
@@ -87,6 +87,21 @@ impl Domains {
         self.iter().map(|domain| domain.id)
     }
 
+    /// What a record says of them, and how many there are.
+    pub(crate) fn recorded(&self) -> ([VtdDomain; MAX_DOMAINS], u32) {
+        let mut records = [VtdDomain::default(); MAX_DOMAINS];
+        let mut count = 0;
+        for (record, domain) in records.iter_mut().zip(self.iter()) {
+            *record = VtdDomain {
+                root: domain.root.0,
+                id: domain.id.0.into(),
+                attached: domain.attached,
+            };
+            count += 1;
+        }
+        (records, count)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Domain> {
         self.domains.iter()
     }
@@ -166,7 +181,7 @@ pub(crate) fn maps_identically(memory: PhysRange, translate: impl Fn(u64) -> Opt
 
 /// What a mapping must keep to, whichever domain it is in.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
+pub struct Bounds {
     /// The first device address that is not translated.
     pub(crate) iova_limit: u64,
     /// The first physical address that the machine does not have.

@@ -53,7 +53,7 @@ pub(crate) const fn index_shift(level: u32) -> u32 {
 ///
 /// All zero is an entry that is not present, and so is every multiple of 4 KiB below 2^52: an
 /// unlinked table keeps such numbers where a unit may still look.
-pub(crate) trait PagingEntry: Copy + Eq {
+pub trait PagingEntry: Copy + Eq {
     /// The entry with these bits.
     fn from_bits(bits: u64) -> Self;
     /// Its bits.
@@ -261,7 +261,7 @@ pub struct Leaf {
 
 /// Where a domain's tables begin and what may be in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub struct Shape {
     pub(crate) root: PhysAddr,
     pub(crate) levels: u32,
     pub(crate) largest: LeafSize,

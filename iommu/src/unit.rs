@@ -320,7 +320,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     /// How many levels the tables of its domains have.
     #[must_use]
-    pub const fn levels(&self) -> u32 {
+    pub fn levels(&self) -> u32 {
         either!(self, unit => unit.levels())
     }
 
@@ -463,6 +463,19 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         to: Option<DomainId>,
     ) -> Result<PreparedMove<'a>, AttachError> {
         either!(self, unit => unit.prepare_move(devices, to))
+    }
+
+    /// As [`prepare_move`](Self::prepare_move), but the move will be a switch however few devices
+    /// there are, where there is room for one.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn prepare_switch<'a>(
+        &mut self,
+        devices: &'a [RequesterId],
+        to: Option<DomainId>,
+    ) -> Result<PreparedMove<'a>, AttachError> {
+        either!(self, unit => unit.prepare_switch(devices, to))
     }
 
     /// The first step of [`move_devices`](Self::move_devices). Start the moves of all units before
@@ -659,10 +672,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         requester: RequesterId,
         silent: bool,
     ) -> Result<Pending, AttachError> {
-        match self {
-            Self::VtD(unit) => unit.silence(requester, silent),
-            Self::AmdVi(unit) => Ok(unit.silence(requester, silent)),
-        }
+        either!(self, unit => unit.silence(requester, silent))
     }
 
     /// Changes the message that announces a fault, or switches it off. A new steward must do this:

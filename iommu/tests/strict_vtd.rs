@@ -27,3 +27,5 @@ mod rig;
 mod storm;
 #[path = "strict_vtd/swap.rs"]
 mod swap;
+#[path = "strict_vtd/switch.rs"]
+mod switch;

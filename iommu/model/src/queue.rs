@@ -295,6 +295,9 @@ impl Unit {
             Invalidation::ContextGlobal => {
                 self.contexts.clear();
                 self.live_contexts.clear();
+                if self.old_root.take().is_some() {
+                    self.find_context_pages(memory);
+                }
                 if self.after_root == AfterRootPointer::NeedsContextCache {
                     self.after_root = AfterRootPointer::NeedsIotlb;
                 }

@@ -470,6 +470,9 @@ impl Unit {
             let detail = format!("RTADDR {:#x}", self.rtaddr);
             log.broken(self.number, Rule::RootTableAddressInvalid, detail);
         }
+        if self.translating() && self.root != Some(self.rtaddr) {
+            self.old_root = self.root;
+        }
         self.root = Some(self.rtaddr);
         self.gsts |= global::SRTP;
         self.after_root = AfterRootPointer::NeedsContextCache;
@@ -479,6 +482,9 @@ impl Unit {
             self.apply(memory, log, Invalidation::IotlbGlobal);
         }
         self.find_context_pages(memory);
+        if self.translating() {
+            self.check_contexts(memory, log);
+        }
     }
 
     fn set_interrupt_pointer(&mut self, log: &mut Log) {

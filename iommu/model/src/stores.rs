@@ -30,9 +30,7 @@ impl Unit {
             return;
         }
         if self.translating() {
-            if let Some(root) = self.root
-                && at >> 12 == root >> 12
-            {
+            if self.roots().any(|root| at >> 12 == root >> 12) {
                 self.check_root_store(memory, log, at, value);
             }
             if let Some(&bus) = self.context_pages.get(&(at >> 12)) {
@@ -94,6 +92,31 @@ impl Unit {
             log.broken(number, Rule::EntryReusedBeforeInvalidation, detail.clone());
         }
         self.live_contexts.insert(sid, new);
+        self.check_context(log, new, &detail);
+    }
+
+    /// Looks at every context entry that is present below a root table put into force.
+    pub(crate) fn check_contexts(&self, memory: &Memory, log: &mut Log) {
+        let pages: Vec<_> = self.context_pages.iter().map(|(&p, &b)| (p, b)).collect();
+        for (page, bus) in pages {
+            for index in 0..256_u64 {
+                let at = page * 4096 + index * 16;
+                let entry = (memory.processor(at), memory.processor(at + 8));
+                if entry.0 & 1 != 0 {
+                    let sid = u16::from(bus) << 8 | index as u16;
+                    let detail = format!(
+                        "context entry {sid:#06x}: {:#x} {:#x} put into force",
+                        entry.0, entry.1
+                    );
+                    self.check_context(log, entry, &detail);
+                }
+            }
+        }
+    }
+
+    /// What a present context entry must be like.
+    fn check_context(&self, log: &mut Log, new: (u64, u64), detail: &str) {
+        let number = self.number;
         match self.decode_context(new.0, new.1) {
             Err(why) => {
                 let detail = format!("{detail}: {:?}", why.reason);
@@ -101,13 +124,13 @@ impl Unit {
             }
             Ok(context) => {
                 if context.did == 0 && self.config.caching_mode {
-                    log.broken(number, Rule::DomainIdZeroInCachingMode, detail.clone());
+                    log.broken(number, Rule::DomainIdZeroInCachingMode, detail);
                 }
                 if u32::from(context.did) >= self.config.domains() {
-                    log.broken(number, Rule::DomainIdTooLarge, detail.clone());
+                    log.broken(number, Rule::DomainIdTooLarge, detail);
                 }
                 if context.kind != 0 && self.config.fence_rules {
-                    log.broken(number, Rule::TranslatedRequestsAllowed, detail.clone());
+                    log.broken(number, Rule::TranslatedRequestsAllowed, detail);
                 }
                 let other = self.live_contexts.values().find(|e| {
                     (e.1 >> 8) as u16 == context.did
@@ -149,14 +172,14 @@ impl Unit {
         if self.injected.gone {
             return;
         }
-        if let Some(root) = self.root
-            && at >> 12 == root >> 12
-        {
+        if self.roots().any(|root| at >> 12 == root >> 12) {
             self.context_pages.clear();
-            for bus in 0..=255_u8 {
-                let entry = memory.processor((root & !0xfff) + u64::from(bus) * 16);
-                if entry & 1 != 0 {
-                    self.context_pages.insert(entry >> 12, bus);
+            for root in [self.old_root, self.root].into_iter().flatten() {
+                for bus in 0..=255_u8 {
+                    let entry = memory.processor((root & !0xfff) + u64::from(bus) * 16);
+                    if entry & 1 != 0 {
+                        self.context_pages.insert(entry >> 12, bus);
+                    }
                 }
             }
         }

@@ -83,6 +83,9 @@ pub(crate) struct Unit {
     // Root table.
     pub(crate) rtaddr: u64,
     pub(crate) root: Option<u64>,
+    /// The root table before, which the unit may go on referring to while it translates, until the
+    /// context cache was invalidated globally (section 6.6).
+    pub(crate) old_root: Option<u64>,
     pub(crate) after_root: AfterRootPointer,
     // Interrupt table.
     pub(crate) irta: u64,
@@ -203,6 +206,7 @@ impl Unit {
             command: None,
             rtaddr: 0,
             root: None,
+            old_root: None,
             after_root: AfterRootPointer::NeverSet,
             irta: 0,
             interrupt_table: None,

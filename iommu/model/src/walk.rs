@@ -96,9 +96,16 @@ impl Unit {
         })
     }
 
-    /// The words that lead to the context entry of `sid`, as the unit would fetch them.
+    /// The words that lead to the context entry of `sid`, as the unit would fetch them. Of a root
+    /// table that was replaced and the new one it refers to one for half of the devices and to the
+    /// other for the other half.
     fn fetch_context(&self, memory: &Memory, sid: u16) -> CachedContext {
-        let root = self.root.unwrap_or(0) & !0xfff;
+        let old = self.old_root.filter(|_| sid & 1 != 0);
+        self.fetch_context_below(memory, old.or(self.root), sid)
+    }
+
+    fn fetch_context_below(&self, memory: &Memory, root: Option<u64>, sid: u16) -> CachedContext {
+        let root = root.unwrap_or(0) & !0xfff;
         let entry = root + u64::from(sid >> 8) * 16;
         let (root_low, root_high) = (self.fetch(memory, entry), self.fetch(memory, entry + 8));
         let usable = root_low & PRESENT != 0
@@ -343,7 +350,7 @@ impl Unit {
             return;
         }
         let page = at >> 12;
-        if self.root.is_some_and(|r| r >> 12 == page) || self.walked.contains_key(&page) {
+        if self.roots().any(|r| r >> 12 == page) || self.walked.contains_key(&page) {
             self.prefetch(memory);
         } else if let Some(&bus) = self.context_pages.get(&page) {
             let sid = u16::from(bus) << 8 | (at >> 4 & 0xff) as u16;
@@ -370,16 +377,23 @@ impl Unit {
     /// Looks for the context tables that the root table names.
     pub(crate) fn find_context_pages(&mut self, memory: &Memory) {
         self.context_pages.clear();
-        let Some(root) = self.root else { return };
-        for bus in 0..=255_u8 {
-            let entry = memory.processor((root & !0xfff) + u64::from(bus) * 16);
-            if entry & PRESENT != 0 {
-                self.context_pages.insert(entry >> 12, bus);
+        // What the new root table leads to counts where both lead to something.
+        for root in [self.old_root, self.root].into_iter().flatten() {
+            for bus in 0..=255_u8 {
+                let entry = memory.processor((root & !0xfff) + u64::from(bus) * 16);
+                if entry & PRESENT != 0 {
+                    self.context_pages.insert(entry >> 12, bus);
+                }
             }
         }
+        let Some(root) = self.root else { return };
         // What is present there is live from now on.
-        let pages: Vec<_> = self.context_pages.iter().map(|(&p, &b)| (p, b)).collect();
-        for (page, bus) in pages {
+        for bus in 0..=255_u8 {
+            let entry = memory.processor((root & !0xfff) + u64::from(bus) * 16);
+            if entry & PRESENT == 0 {
+                continue;
+            }
+            let page = entry >> 12;
             for index in 0..256_u64 {
                 let at = page * 4096 + index * 16;
                 let words = (memory.processor(at), memory.processor(at + 8));
@@ -468,11 +482,20 @@ impl Unit {
         found
     }
 
+    /// The root tables that the unit may refer to.
+    pub(crate) fn roots(&self) -> impl Iterator<Item = u64> + use<> {
+        self.root.into_iter().chain(self.old_root)
+    }
+
     /// The context entries that `sid` may be served by: the cached one, and what memory has.
     pub(crate) fn contexts_of(&self, memory: &Memory, sid: u16) -> Vec<Context> {
         let mut found: Vec<Context> = Vec::new();
         let cached = self.contexts.get(&sid).copied();
-        for entry in cached.into_iter().chain([self.fetch_context(memory, sid)]) {
+        let fetched = self.roots().map(|root| {
+            // From whichever root table the unit may refer to.
+            self.fetch_context_below(memory, Some(root), sid)
+        });
+        for entry in cached.into_iter().chain(fetched) {
             if let Ok(context) = self.decode_context(entry.low, entry.high)
                 && !found.iter().any(|c| c.table == context.table)
             {

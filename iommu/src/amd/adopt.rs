@@ -1,11 +1,10 @@
 //! Taking over a unit that runs, from the tables that are in force and the record that came with
 //! them.
 
-use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange, RequesterId};
+use handoff_abi::{DomainId, PhysAddr, PhysRange, RequesterId};
 
 use super::commands::CommandBuffer;
 use super::devices::Buses;
-use super::domain::{DOMAIN_LIMIT, HYPERTRANSPORT_RANGE};
 use super::events::EventLog;
 use super::hardware::Hardware;
 use super::interrupts::InterruptTable;
@@ -15,142 +14,20 @@ use super::spec::{
     PageEntry, Register, RingBase,
 };
 use super::state::State;
-use super::unit::{Config, Phase, Unit};
+use super::unit::{AmdVi, Config, Unit};
 use crate::adopt::{StatusAddress, at_fault};
 use crate::arena::Arena;
-use crate::domain::{Domains, MAX_DOMAINS};
-use crate::paging::{for_leaves, index_shift};
+use crate::driver::{Phase, Vendor, Walk, check_recorded};
 use crate::tables::{Tables, offset};
-use crate::{
-    AdoptError, Deadline, INTERRUPT_RANGE, LeafSize, Reach, RegisterIo, TableFault, TableMemory,
-};
+use crate::{AdoptError, Deadline, Reach, RegisterIo, TableFault, TableMemory};
 
-/// The walk through tables in force. It only reads.
-struct Walk<'a, M> {
-    tables: &'a Tables<M>,
-    arena: Arena,
-    domains: Domains,
-    buses: Buses,
-    levels: u32,
-    host_limit: u64,
-    config: Config,
-}
-
-impl<M: TableMemory> Walk<'_, M> {
-    /// Notes that `entry` leads to the table at `table`, and to none that was seen before: so
-    /// tables form a tree, and the walk ends.
-    fn claim(&mut self, entry: PhysAddr, table: PhysAddr, frames: u64) -> Result<(), AdoptError> {
-        if self.arena.claim_run(table, frames) {
-            return Ok(());
-        }
-        let whole = PhysRange::new(table, frames * FRAME_SIZE);
-        let inside = whole.is_ok_and(|whole| self.arena.range().contains_range(whole));
-        let fault = if inside && table.is_aligned_to(FRAME_SIZE) {
-            TableFault::Shared(table)
-        } else {
-            TableFault::OutsideArena(table)
-        };
-        Err(at_fault(entry, fault))
-    }
-
-    fn pages(&mut self, table: PhysAddr, level: u32, base: u64) -> Result<(), AdoptError> {
-        for slot in 0..512 {
-            let at = offset(table, slot * 8);
-            let entry = PageEntry(self.tables.load(at));
-            if entry == PageEntry::ABSENT {
-                continue;
-            }
-            let iova = base | slot << index_shift(level);
-            if !entry.is_present() {
-                return Err(at_fault(at, TableFault::ForeignBits(entry.0)));
-            }
-            if entry.next_level() == 0 {
-                self.leaf(at, entry, level, iova)?;
-            } else {
-                if level == 1 || entry != PageEntry::table(entry.address(), level) {
-                    return Err(at_fault(at, TableFault::ForeignBits(entry.0)));
-                }
-                self.claim(at, entry.address(), 1)?;
-                self.pages(entry.address(), level - 1, iova)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn leaf(
-        &self,
-        at: PhysAddr,
-        entry: PageEntry,
-        level: u32,
-        iova: u64,
-    ) -> Result<(), AdoptError> {
-        let bad = |fault| Err(at_fault(at, fault));
-        let Some(size) = LeafSize::at_level(level) else {
-            return bad(TableFault::LeafSize);
-        };
-        if !entry.address().is_aligned_to(size.bytes()) {
-            return bad(TableFault::LeafSize);
-        }
-        if entry.access().is_empty() || entry != PageEntry::leaf(entry.address(), entry.access()) {
-            return bad(TableFault::ForeignBits(entry.0));
-        }
-        // Both end below 2^57 and 2^53: neither wraps.
-        let bytes = size.bytes();
-        let from = PhysRange::from_bounds(PhysAddr(iova), offset(PhysAddr(iova), bytes));
-        let memory = PhysRange::from_bounds(entry.address(), offset(entry.address(), bytes));
-        if memory.end().0 > self.host_limit {
-            return bad(TableFault::MemoryTooHigh(memory));
-        }
-        if from.overlaps(INTERRUPT_RANGE) || memory.overlaps(INTERRUPT_RANGE) {
-            return bad(TableFault::InterruptRange);
-        }
-        let special = HYPERTRANSPORT_RANGE;
-        if from.overlaps(special) || memory.overlaps(special) {
-            return bad(TableFault::SpecialRange(special));
-        }
-        if memory.overlaps(self.arena.range()) {
-            return bad(TableFault::OwnTables(memory));
-        }
-        Ok(())
-    }
-
-    /// The domains of the record: every id and every root once.
-    fn record_domains(&mut self, state: &State) -> Result<(), AdoptError> {
-        let count = state.domain_count as usize;
-        let domains = state.domains.get(..count).ok_or(AdoptError::Record {
-            field: "domain_count",
-            value: state.domain_count.into(),
-        })?;
-        for domain in domains {
-            let bad_id = AdoptError::Record {
-                field: "domains.id",
-                value: domain.id.into(),
-            };
-            let id = match u16::try_from(domain.id) {
-                Ok(id) if domain.id < DOMAIN_LIMIT => DomainId(id),
-                _ => return Err(bad_id),
-            };
-            if self.domains.check_new(id, DOMAIN_LIMIT).is_err() {
-                return Err(bad_id);
-            }
-            let root = PhysAddr(domain.root);
-            if !self.arena.claim(root) {
-                return Err(AdoptError::Record {
-                    field: "domains.root",
-                    value: root.0,
-                });
-            }
-            self.pages(root, self.levels, 0)?;
-            self.domains.push(id, root);
-        }
-        Ok(())
-    }
-
-    /// All device table entries. `each` is called with every device that has a domain or a table of
-    /// interrupts.
+impl<M: TableMemory> Walk<'_, M, PageEntry> {
+    /// All device table entries. `each` is called with every device whose entry is not the one that
+    /// denies everything.
     fn devices(
         &mut self,
         table: PhysAddr,
+        format: InterruptFormat,
         mut each: impl FnMut(
             &Self,
             RequesterId,
@@ -166,16 +43,11 @@ impl<M: TableMemory> Walk<'_, M> {
             if entry == DeviceEntry::DENIED {
                 continue;
             }
-            self.buses.mark(requester);
             let domain = self.device(at, entry)?;
             let interrupts = match entry.interrupt_table() {
                 Some(base) => {
-                    let frames = self.config.interrupt_format.table_frames();
-                    self.claim(offset(at, 16), base, frames)?;
-                    Some(InterruptTable {
-                        base,
-                        format: self.config.interrupt_format,
-                    })
+                    self.claim(offset(at, 16), base, format.table_frames())?;
+                    Some(InterruptTable { base, format })
                 }
                 None => None,
             };
@@ -217,41 +89,13 @@ impl<M: TableMemory> Walk<'_, M> {
         if memory & !DeviceEntry::MODE != DeviceEntry::memory(entry.root(), 0) {
             return bad(0, TableFault::ForeignBits(memory));
         }
-        if memory != DeviceEntry::memory(entry.root(), self.levels) {
+        if memory != DeviceEntry::memory(entry.root(), self.levels()) {
             return bad(0, TableFault::Levels);
         }
         if root != Some(entry.root()) {
             return bad(0, TableFault::Domain(id));
         }
         Ok(Some(id))
-    }
-
-    /// Puts every leaf of a domain before `allow`.
-    fn leaves(
-        &self,
-        requester: Option<RequesterId>,
-        id: DomainId,
-        allow: &mut impl FnMut(&Reach) -> bool,
-    ) -> Result<(), AdoptError> {
-        let Some(domain) = self.domains.get(id) else {
-            return Ok(());
-        };
-        let mut refused = None;
-        for_leaves::<_, PageEntry>(self.tables, domain.root, self.levels, 0, &mut |leaf| {
-            let reach = Reach::Memory {
-                requester,
-                domain: id,
-                iova: leaf.iova,
-                memory: leaf.memory,
-                access: leaf.access,
-            };
-            let allowed = allow(&reach);
-            if !allowed {
-                refused = Some(reach);
-            }
-            allowed
-        });
-        refused.map_or(Ok(()), |reach| Err(AdoptError::NotAllowed(reach)))
     }
 
     fn interrupts(
@@ -313,17 +157,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         mut allow: impl FnMut(&Reach) -> bool,
     ) -> Result<Self, AdoptError> {
         let bad = |field, value| AdoptError::Record { field, value };
-        let recorded = |field, value, actual: u64| {
-            if value == actual {
-                Ok(())
-            } else {
-                Err(bad(field, value))
-            }
-        };
-        recorded("register_base", state.register_base, window.base().0)?;
-        recorded("register_length", state.register_length, window.length())?;
-        recorded("arena_base", state.arena_base, arena.base().0)?;
-        recorded("arena_length", state.arena_length, arena.length())?;
+        check_recorded(
+            window,
+            [state.register_base, state.register_length],
+            arena,
+            [state.arena_base, state.arena_length],
+        )?;
         let config = Config {
             host_address_bits: u8::try_from(state.host_address_bits).unwrap_or(0),
             capability: CapabilityHeader::from_bits_retain(state.capability_header),
@@ -352,20 +191,24 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             memory,
             coherent: config.coherent(),
         };
-        let mut walk = Walk {
-            tables: &tables,
-            arena: Arena::new(arena).map_err(AdoptError::Arena)?,
-            domains: Domains::default(),
-            buses: Buses::default(),
-            levels,
-            host_limit: config.host_limit(),
-            config,
-        };
         let device_table = DeviceTableBase(state.device_table_base);
         let commands = RingBase(state.command_buffer_base);
         let events = RingBase(state.event_log_base);
         let status = StatusAddress::from_record(state.status_address)?;
-        for (field, value, whole, frame, count) in [
+        let mut vendor = AmdVi {
+            hardware,
+            capabilities,
+            config,
+            levels,
+            buses: Buses::default(),
+            commands: CommandBuffer::new(commands.ring(), status.next()),
+            events: EventLog::new(events.ring()),
+            replaced: heapless::Vec::new(),
+        };
+        let empty = Arena::new(arena).map_err(AdoptError::Arena)?;
+        let shape = vendor.shape(device_table.table());
+        let mut walk = Walk::new(&tables, empty, vendor.bounds(arena), shape);
+        walk.claim_recorded(&[
             (
                 "device_table_base",
                 device_table.0,
@@ -394,57 +237,30 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
                 status.frame(),
                 1,
             ),
-        ] {
-            if value != whole || !walk.arena.claim_run(frame, count) {
-                return Err(bad(field, value));
-            }
-        }
+        ])?;
+        walk.record_domains(&state.domains, state.domain_count, vendor.domain_limit())?;
+        let buses = &mut vendor.buses;
+        walk.devices(
+            device_table.table(),
+            config.interrupt_format,
+            |walk, requester, domain, table| {
+                buses.mark(requester);
+                if let Some(domain) = domain {
+                    walk.leaves(Some(requester), domain, &mut allow)?;
+                }
+                if let Some(table) = table {
+                    walk.interrupts(requester, table, &mut allow)?;
+                }
+                Ok(())
+            },
+        )?;
+        walk.unattached(&mut allow)?;
 
-        walk.record_domains(state)?;
-        walk.devices(device_table.table(), |walk, requester, domain, table| {
-            if let Some(domain) = domain {
-                walk.leaves(Some(requester), domain, &mut allow)?;
-            }
-            if let Some(table) = table {
-                walk.interrupts(requester, table, &mut allow)?;
-            }
-            Ok(())
-        })?;
-        let unattached: heapless::Vec<DomainId, MAX_DOMAINS> = walk
-            .domains
-            .iter()
-            .filter(|domain| domain.attached == 0)
-            .map(|domain| domain.id)
-            .collect();
-        for &domain in &unattached {
-            walk.leaves(None, domain, &mut allow)?;
-        }
-
-        let Walk {
-            arena,
-            domains,
-            buses,
-            ..
-        } = walk;
+        let Walk { arena, domains, .. } = walk;
         let mut unit = Self {
-            hardware,
-            tables,
-            arena,
-            window,
-            capabilities,
-            config,
-            levels,
-            device_table: device_table.table(),
-            buses,
-            commands: CommandBuffer::new(commands.ring(), status.next()),
-            events: EventLog::new(events.ring()),
             domains,
-            replaced: heapless::Vec::new(),
             phase: Phase::InUse,
-            last_retirement: None,
-            installs: 0,
-            spare: None,
-            generation: 0,
+            ..Self::new(vendor, tables, arena, window, device_table.table())
         };
         unit.take_over_rings()?;
         unit.set_fault_interrupt(config.fault_interrupt)?;
@@ -453,20 +269,30 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     fn take_over_rings(&mut self) -> Result<(), AdoptError> {
         // Waits of the old steward that are still under way write to its status word, not here.
-        let (ring, status) = (self.commands.ring(), self.commands.status());
+        let (ring, status) = (self.vendor.commands.ring(), self.vendor.commands.status());
         self.tables.store_and_publish(status, 0);
         // An error that the old steward left would keep the buffer from running out.
-        if self.commands.recover(&mut self.hardware)?.is_none() {
-            let tail = self.hardware.read_present(Register::CommandBufferTail)?;
+        if self
+            .vendor
+            .commands
+            .recover(&mut self.vendor.hardware)?
+            .is_none()
+        {
+            let tail = self
+                .vendor
+                .hardware
+                .read_present(Register::CommandBufferTail)?;
             let slot = RingBase::slot(tail);
             // This makes room; what is done, the wait of the batch tells.
-            self.hardware.poll(Register::CommandBufferHead, |head| {
-                RingBase::slot(head) == slot
-            })?;
-            self.commands = CommandBuffer::running(ring, status, slot);
+            self.vendor
+                .hardware
+                .poll(Register::CommandBufferHead, |head| {
+                    RingBase::slot(head) == slot
+                })?;
+            self.vendor.commands = CommandBuffer::running(ring, status, slot);
         }
-        let head = self.hardware.read_present(Register::EventLogHead)?;
-        self.events = EventLog::running(self.events.ring(), RingBase::slot(head));
+        let head = self.vendor.hardware.read_present(Register::EventLogHead)?;
+        self.vendor.events = EventLog::running(self.vendor.events.ring(), RingBase::slot(head));
         self.invalidate_every_id()?;
         Ok(())
     }

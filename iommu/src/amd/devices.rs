@@ -1,10 +1,9 @@
-//! Attaching devices to domains and blocking them: the device table.
+//! The device table.
 
-use handoff_abi::{DomainId, PhysAddr, PhysRange, RequesterId};
+use handoff_abi::{DomainId, PhysAddr, RequesterId};
 
 use super::spec::DeviceEntry;
 use super::unit::Unit;
-use crate::domain::maps_identically;
 use crate::pending::DeviceChange;
 use crate::tables::offset;
 use crate::{AttachError, Deadline, Pending, RegisterIo, TableMemory};
@@ -28,7 +27,7 @@ impl Buses {
     }
 
     /// Every requester id of these buses.
-    pub(super) fn devices(self) -> impl Iterator<Item = RequesterId> {
+    pub(super) fn devices(self) -> impl Iterator<Item = RequesterId> + use<> {
         (0..=u16::MAX)
             .step_by(256)
             .filter(move |first| self.has((first >> 8) as u8))
@@ -38,7 +37,7 @@ impl Buses {
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     pub(super) const fn slot(&self, requester: RequesterId) -> PhysAddr {
-        offset(self.device_table, requester.0 as u64 * DeviceEntry::SIZE)
+        slot_in(self.top, requester)
     }
 
     pub(super) fn load_entry(&self, at: PhysAddr) -> DeviceEntry {
@@ -50,190 +49,78 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         self.load_entry(self.slot(requester))
     }
 
-    /// Lets a blocked device use a domain. Device caches stay off: the unit refuses requests that
-    /// are translated already (I clear). A device that was [silenced](Self::silence) is heard
-    /// again.
-    ///
-    /// The word with the domain id is stored first and then, by one store, the word with the page
-    /// tables: until that one the device is denied, and after it the entry is whole. Unlike VT-d's,
-    /// an entry that denies is valid and cached: the device reaches its domain when the result was
-    /// flushed.
-    ///
-    /// # Errors
-    /// See [`AttachError`].
-    pub fn attach(
-        &mut self,
-        requester: RequesterId,
-        domain: DomainId,
-    ) -> Result<Pending, AttachError> {
-        self.attach_reserved(requester, domain, &[])
+    /// Writes an entry of a table that is not in force, which is published when it is whole.
+    fn put(&mut self, table: PhysAddr, requester: RequesterId, entry: DeviceEntry) {
+        let at = slot_in(table, requester);
+        for (word, value) in (0..).step_by(8).zip(entry.0) {
+            self.tables.store(offset(at, word), value);
+        }
     }
 
-    /// As [`attach`](Self::attach), for a device that firmware needs to go on reaching `reserved`
-    /// (unity ranges of an IVMD, exclusion ranges among them): it is refused unless the domain maps
-    /// all of it, at device addresses equal to physical ones, for reading and writing.
-    ///
-    /// # Errors
-    /// See [`AttachError`].
-    pub fn attach_reserved(
+    /// Copies the entries in force to another table. Buses that never had a device deny in both.
+    pub(super) fn copy_entries(&mut self, table: PhysAddr) {
+        for requester in self.vendor.buses.devices() {
+            let entry = self.entry(requester);
+            self.put(table, requester, entry);
+        }
+    }
+
+    /// Writes into another table that a device is in the domain `to` with its root, or in none.
+    pub(super) fn put_moved(
         &mut self,
+        table: PhysAddr,
         requester: RequesterId,
-        domain: DomainId,
-        reserved: &[PhysRange],
-    ) -> Result<Pending, AttachError> {
-        let root = self
-            .domains
-            .get(domain)
-            .ok_or(AttachError::UnknownDomain(domain))?
-            .root;
-        let entry = self.entry(requester);
-        if entry.has_memory() {
-            return Err(AttachError::AlreadyAttached {
-                requester,
-                domain: entry.domain(),
-            });
-        }
-        if entry.domain().0 != 0 {
-            return Err(AttachError::NotFlushed(requester));
-        }
-        for &memory in reserved {
-            if !maps_identically(memory, |at| self.translate(domain, at)) {
-                return Err(AttachError::ReservedNotMapped { requester, memory });
+        to: Option<(DomainId, PhysAddr)>,
+    ) {
+        let mut entry = self.entry(requester);
+        let [memory, tags, interrupts, _] = &mut entry.0;
+        match to {
+            Some((domain, root)) => {
+                *memory = DeviceEntry::memory(root, self.vendor.levels);
+                *tags = domain.0.into();
+                *interrupts &= !DeviceEntry::IGNORE_INTERRUPTS;
+            }
+            None => {
+                *memory = DeviceEntry::NO_MEMORY;
+                *tags &= DeviceEntry::SUPPRESS_PAGE_FAULTS;
             }
         }
-        self.install_device(requester, domain, root);
-        Ok(self.attached_pending(requester, domain))
-    }
-
-    /// Writes the memory half of the entry of a device that is denied, and of which the unit has
-    /// nothing else in its caches.
-    pub(super) fn install_device(
-        &mut self,
-        requester: RequesterId,
-        domain: DomainId,
-        root: PhysAddr,
-    ) {
-        let slot = self.slot(requester);
-        let interrupts = self.entry(requester).0[2];
-        if interrupts & DeviceEntry::IGNORE_INTERRUPTS != 0 {
-            let heard = interrupts & !DeviceEntry::IGNORE_INTERRUPTS;
-            self.tables.store(offset(slot, 16), heard);
-        }
-        self.tables.store(offset(slot, 8), domain.0.into());
-        self.tables
-            .store(slot, DeviceEntry::memory(root, self.levels));
-        self.tables.publish(slot, DeviceEntry::SIZE);
-        self.buses.mark(requester);
-        self.entry_changed();
-        self.domains.count_attached(domain);
-        self.installs = self.installs.wrapping_add(1);
-    }
-
-    /// What an entry that was put into force leaves to invalidate: the entry that denied.
-    pub(super) fn attached_pending(&self, requester: RequesterId, domain: DomainId) -> Pending {
-        self.pending().with_device(DeviceChange {
-            requester,
-            domain,
-            retire: false,
-        })
-    }
-
-    /// Blocks a device: no memory is within its reach when the result was flushed. Its interrupts
-    /// are another matter, see [`clear_interrupts`](Self::clear_interrupts).
-    ///
-    /// One store makes the entry deny. Its domain id stays until the unit has forgotten what it
-    /// cached with it.
-    pub fn block(&mut self, requester: RequesterId) -> Pending {
-        match self.retire_device(requester) {
-            Some(domain) => self
-                .pending()
-                .with_device(DeviceChange {
-                    requester,
-                    domain,
-                    retire: true,
-                })
-                .with_domain(domain),
-            None => Pending::none(),
-        }
-    }
-
-    /// Makes a device's entry deny memory. Returns the domain whose translations the unit may
-    /// still have for it; `None` where it has none.
-    pub(super) fn retire_device(&mut self, requester: RequesterId) -> Option<DomainId> {
-        let entry = self.entry(requester);
-        if entry.domain().0 == 0 {
-            return None;
-        }
-        if entry.has_memory() {
-            let slot = self.slot(requester);
-            self.tables.store_and_publish(slot, DeviceEntry::NO_MEMORY);
-            self.entry_changed();
-        }
-        self.retirement_begun();
-        Some(entry.domain())
-    }
-
-    /// Whether a device was blocked and that was not finished.
-    pub(super) fn is_retiring(&self, requester: RequesterId) -> bool {
-        let entry = self.entry(requester);
-        !entry.has_memory() && entry.domain().0 != 0
-    }
-
-    /// Removes the domain id of an entry that denies and was invalidated. If `domain` is given,
-    /// only where it is still this one: the device may have been attached anew and blocked again
-    /// since.
-    pub(super) fn empty_retired_device(
-        &mut self,
-        requester: RequesterId,
-        domain: Option<DomainId>,
-    ) {
-        let entry = self.entry(requester);
-        if !self.is_retiring(requester) || domain.is_some_and(|domain| domain != entry.domain()) {
-            return;
-        }
-        let silence = entry.0[1] & DeviceEntry::SUPPRESS_PAGE_FAULTS;
-        let at = offset(self.slot(requester), 8);
-        self.tables.store_and_publish(at, silence);
-        self.entry_changed();
-        self.domains.count_detached(entry.domain());
-    }
-
-    /// Finishes the retirement of all devices and interrupt entries.
-    pub(super) fn empty_all_retired(&mut self) {
-        for requester in self.buses.devices() {
-            self.empty_retired_device(requester, None);
-            self.empty_retired_interrupts(requester);
-        }
-    }
-
-    /// The domain a device is attached to; `None` where it is blocked.
-    #[must_use]
-    pub fn domain_of(&self, requester: RequesterId) -> Option<DomainId> {
-        let entry = self.entry(requester);
-        entry.has_memory().then(|| entry.domain())
+        self.put(table, requester, entry);
     }
 
     /// Keeps the unit from logging the page faults and refused interrupts of one device (SA and
     /// IG), or lets it log them again. The device stays as blocked as it is: this is for one that
     /// makes faults faster than anybody can look at them.
-    pub fn silence(&mut self, requester: RequesterId, silent: bool) -> Pending {
+    ///
+    /// # Errors
+    /// None: the device table has an entry for every device.
+    pub fn silence(
+        &mut self,
+        requester: RequesterId,
+        silent: bool,
+    ) -> Result<Pending, AttachError> {
         let entry = self.entry(requester);
         let change = |word: u64, bit: u64| if silent { word | bit } else { word & !bit };
         let memory = change(entry.0[1], DeviceEntry::SUPPRESS_PAGE_FAULTS);
         let interrupts = change(entry.0[2], DeviceEntry::IGNORE_INTERRUPTS);
         if (memory, interrupts) == (entry.0[1], entry.0[2]) {
-            return Pending::none();
+            return Ok(Pending::none());
         }
         let slot = self.slot(requester);
         self.tables.store(offset(slot, 8), memory);
         self.tables.store(offset(slot, 16), interrupts);
         self.tables.publish(slot, DeviceEntry::SIZE);
-        self.buses.mark(requester);
+        self.vendor.buses.mark(requester);
         self.entry_changed();
-        self.pending().with_device(DeviceChange {
+        Ok(self.pending().with_device(DeviceChange {
             requester,
             domain: entry.domain(),
             retire: false,
-        })
+        }))
     }
+}
+
+/// Where a device's entry lies in a table.
+pub(super) const fn slot_in(table: PhysAddr, requester: RequesterId) -> PhysAddr {
+    offset(table, requester.0 as u64 * DeviceEntry::SIZE)
 }

@@ -112,16 +112,22 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     ) -> Result<FaultCount, RegisterError> {
         let mut count = FaultCount::default();
         // Cleared before the tail is read: what comes later is announced again.
-        self.hardware
+        self.vendor
+            .hardware
             .write(Register::Status, Status::EVENT_INTERRUPT.bits());
-        let limit = Capabilities::limit_of(self.levels);
-        let overflowed = self.hardware.status()?.contains(Status::EVENT_OVERFLOW);
+        let limit = Capabilities::limit_of(self.vendor.levels);
+        let overflowed = self
+            .vendor
+            .hardware
+            .status()?
+            .contains(Status::EVENT_OVERFLOW);
         let tail = self.event_tail()?;
         let mut patient = true;
-        while self.events.head != tail {
-            let event = self
-                .events
-                .take(&mut self.hardware, &mut self.tables, patient);
+        while self.vendor.events.head != tail {
+            let event =
+                self.vendor
+                    .events
+                    .take(&mut self.vendor.hardware, &mut self.tables, patient);
             if event.is_none() {
                 if !overflowed {
                     count.more = true;
@@ -130,24 +136,27 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
                 // The log has stopped: what did not come until now never will.
                 patient = false;
             }
-            self.events.head = (self.events.head + 1) % RingBase::ENTRIES;
+            self.vendor.events.head = (self.vendor.events.head + 1) % RingBase::ENTRIES;
             if let Some(EventKind::Fault(fault)) = event.map(|event| event.decode(limit)) {
                 each(fault);
                 count.records += 1;
             }
         }
-        self.hardware
-            .write(Register::EventLogHead, RingBase::pointer(self.events.head));
+        self.vendor.hardware.write(
+            Register::EventLogHead,
+            RingBase::pointer(self.vendor.events.head),
+        );
         if overflowed {
             count.overflowed = true;
             self.restart_log()?;
         }
-        count.more |= self.event_tail()? != self.events.head;
+        count.more |= self.event_tail()? != self.vendor.events.head;
         Ok(count)
     }
 
     fn event_tail(&mut self) -> Result<u32, RegisterError> {
-        self.hardware
+        self.vendor
+            .hardware
             .read_present(Register::EventLogTail)
             .map(RingBase::slot)
     }
@@ -155,9 +164,13 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// Makes the unit log again after an overflow, with an empty log (section 2.5.2).
     fn restart_log(&mut self) -> Result<(), RegisterError> {
         let run = Status::EVENT_LOG_RUN;
-        self.hardware.switch(Control::EVENT_LOG, run, false)?;
-        self.events.give(&mut self.hardware, &mut self.tables);
-        self.hardware.switch(Control::EVENT_LOG, run, true)
+        self.vendor
+            .hardware
+            .switch(Control::EVENT_LOG, run, false)?;
+        self.vendor
+            .events
+            .give(&mut self.vendor.hardware, &mut self.tables);
+        self.vendor.hardware.switch(Control::EVENT_LOG, run, true)
     }
 
     /// Makes the command buffer run again where it stopped at an error, and invalidates everything
@@ -167,7 +180,11 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// See [`InvalidateError`].
     pub fn recover_queue(&mut self) -> Result<bool, InvalidateError> {
-        let recovered = self.commands.recover(&mut self.hardware)?.is_some();
+        let recovered = self
+            .vendor
+            .commands
+            .recover(&mut self.vendor.hardware)?
+            .is_some();
         if recovered {
             self.invalidate_everything()?;
         }

@@ -2,8 +2,10 @@
 
 use handoff_abi::{ApicId, FRAME_SIZE, InterruptTarget, PhysAddr, RequesterId, UnitKind};
 
+use super::devices::slot_in;
 use super::spec::{DeviceEntry, InterruptEntry, InterruptFormat};
 use super::unit::Unit;
+use crate::driver::Vendor;
 use crate::pending::{DeviceChange, InterruptChange};
 use crate::tables::{Tables, offset};
 use crate::{
@@ -107,7 +109,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let base = self.entry(source).interrupt_table()?;
         Some(InterruptTable {
             base,
-            format: self.config.interrupt_format,
+            format: self.vendor.config.interrupt_format,
         })
     }
 
@@ -120,7 +122,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     }
 
     const fn frames_of_table(&self) -> u64 {
-        self.config.interrupt_format.table_frames()
+        self.vendor.config.interrupt_format.table_frames()
     }
 
     fn new_table(&mut self) -> Result<InterruptTable, InterruptError> {
@@ -131,12 +133,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             .ok_or(InterruptError::ArenaFull)?;
         Ok(InterruptTable {
             base,
-            format: self.config.interrupt_format,
+            format: self.vendor.config.interrupt_format,
         })
     }
 
     fn entry_for(&self, target: InterruptTarget) -> Result<InterruptEntry, InterruptError> {
-        InterruptEntry::enabled(target, self.config.interrupt_format)
+        InterruptEntry::enabled(target, self.vendor.config.interrupt_format)
             .ok_or(InterruptError::BadTarget(target))
     }
 
@@ -154,8 +156,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// What changed entries of a device leave to invalidate. `fresh` is a table that becomes the
     /// device's: its address is one store, made when what is in it is there.
     fn changed(&mut self, source: RequesterId, fresh: Option<InterruptTable>) -> Pending {
-        self.installs = self.installs.wrapping_add(1);
-        self.buses.mark(source);
+        self.installed();
+        self.vendor.buses.mark(source);
         let pending = self.pending().with_interrupt(InterruptChange {
             source,
             index: 0,
@@ -169,9 +171,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let at = offset(self.slot(source), 16);
         let word = DeviceEntry::interrupts(table.base, InterruptFormat::LOG_ENTRIES);
         self.tables.store_and_publish(at, word | quiet);
-        if let Some(prepared) = self.prepared_slot(source) {
-            self.tables
-                .store_and_publish(offset(prepared, 16), word | quiet);
+        if let Some(prepared) = self.prepared_top() {
+            let at = offset(slot_in(prepared, source), 16);
+            self.tables.store_and_publish(at, word | quiet);
         }
         pending.with_device(DeviceChange {
             requester: source,
@@ -347,7 +349,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let Some(old) = self.interrupt_table(source) else {
             return Ok(Pending::none());
         };
-        if self.replaced.is_full() {
+        if self.vendor.replaced.is_full() {
             return Err(InterruptError::NotFlushed);
         }
         let new = self.new_table()?;
@@ -361,9 +363,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let replaced = Replaced {
             source,
             table: old.base,
-            tag: self.commands.next_sequence(),
+            tag: self.vendor.next_sequence(),
         };
-        let kept = self.replaced.push(replaced);
+        let kept = self.vendor.replaced.push(replaced);
         debug_assert!(kept.is_ok(), "looked at above");
         Ok(pending)
     }
@@ -372,7 +374,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     pub(super) fn release_replaced(&mut self, pending: &Pending, proved: u64) {
         let frames = self.frames_of_table();
         let arena = &mut self.arena;
-        self.replaced.retain(|replaced| {
+        self.vendor.replaced.retain(|replaced| {
             let source = replaced.source;
             let device =
                 pending.all_devices() || pending.devices().iter().any(|d| d.requester == source);
@@ -452,7 +454,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     /// Every entry that is set.
     pub fn interrupts(&self) -> impl Iterator<Item = Interrupt> + '_ {
-        self.buses
+        self.vendor
+            .buses
             .devices()
             .filter(|&source| self.interrupt_table(source).is_some())
             .flat_map(|source| {

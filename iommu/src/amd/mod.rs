@@ -58,22 +58,20 @@
 mod adopt;
 mod commands;
 mod devices;
-mod domain;
 mod events;
 mod hardware;
 mod interrupts;
-mod moves;
 mod pending;
 mod probe;
 pub mod spec;
 mod state;
-mod switch;
 mod unit;
+mod vendor;
 
 pub use probe::Capabilities;
 pub use spec::{CapabilityHeader, InterruptFormat};
 pub use state::{DomainState, State};
-pub use unit::{Config, Unit};
+pub use unit::{AmdVi, Config, Unit};
 
 pub use crate::{
     AdoptError, AttachError, DomainError, EnableError, Installed, Interrupt, InterruptError,

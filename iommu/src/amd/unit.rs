@@ -1,26 +1,23 @@
 //! One remapping unit: how it is brought up, and what all parts of the driver share.
 
-use handoff_abi::{DomainId, PhysAddr, PhysRange};
+use handoff_abi::{PhysAddr, PhysRange};
 
 use super::commands::CommandBuffer;
 use super::devices::Buses;
 use super::events::EventLog;
 use super::hardware::Hardware;
 use super::interrupts::Replaced;
-use super::pending::{Cached, commands, every_id};
+use super::pending::every_id;
 use super::probe::Capabilities;
 use super::spec::{
     CapabilityHeader, Control, DeviceEntry, DeviceTableBase, InterruptFormat, Register, RingBase,
     Status,
 };
-use super::switch::Spare;
 use crate::arena::Arena;
-use crate::domain::{Domains, MAX_DOMAINS};
-use crate::paging::Shape;
+use crate::driver::{Driver, Phase};
 use crate::tables::{Tables, offset};
 use crate::{
-    Deadline, EnableError, InvalidateError, LeafSize, Pending, PrepareError, RegisterError,
-    RegisterIo, Submitted, TableMemory,
+    Deadline, EnableError, InvalidateError, PrepareError, RegisterError, RegisterIo, TableMemory,
 };
 
 /// What the embedder knows of a unit and wants of it.
@@ -102,46 +99,25 @@ impl Config {
     }
 }
 
-/// Whether the unit uses the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// Not yet: they can be changed without telling it.
-    Prepared,
-    /// From some step of [`Unit::enable`] on.
-    InUse,
+/// What an AMD-Vi unit has besides what both vendors' have.
+#[derive(Debug)]
+pub struct AmdVi<R, C> {
+    pub(super) hardware: Hardware<R, C>,
+    pub(super) capabilities: Capabilities,
+    pub(super) config: Config,
+    pub(super) levels: u32,
+    pub(super) buses: Buses,
+    pub(super) commands: CommandBuffer,
+    pub(super) events: EventLog,
+    /// Interrupt tables that others took the place of and that the unit may still read.
+    pub(super) replaced: heapless::Vec<Replaced, { Replaced::MAX }>,
 }
 
 /// One AMD-Vi unit with its tables.
 ///
 /// It owns its register window `R`, its table memory `M` and a clock `C`. See the [module
 /// documentation](super) for how the parts work together.
-#[derive(Debug)]
-pub struct Unit<R, M, C> {
-    pub(super) hardware: Hardware<R, C>,
-    pub(super) tables: Tables<M>,
-    pub(super) arena: Arena,
-    pub(super) window: PhysRange,
-    pub(super) capabilities: Capabilities,
-    pub(super) config: Config,
-    pub(super) levels: u32,
-    pub(super) device_table: PhysAddr,
-    pub(super) buses: Buses,
-    pub(super) commands: CommandBuffer,
-    pub(super) events: EventLog,
-    pub(crate) domains: Domains,
-    /// Interrupt tables that others took the place of and that the unit may still read.
-    pub(super) replaced: heapless::Vec<Replaced, { Replaced::MAX }>,
-    pub(super) phase: Phase,
-    /// The number of the first batch that proves the retirement of the device or interrupt entry
-    /// that was retired last.
-    pub(super) last_retirement: Option<u64>,
-    /// How many device and interrupt entries were put into force, modulo 2^32.
-    pub(super) installs: u32,
-    /// The other device table, where there is one.
-    pub(super) spare: Option<Spare>,
-    /// Goes up with every change of the device table that a prepared one has to follow.
-    pub(super) generation: u64,
-}
+pub type Unit<R, M, C> = Driver<AmdVi<R, C>, M>;
 
 /// The first address that not every kernel would look for tables at.
 const LOW_MEMORY: u64 = 1 << 32;
@@ -195,26 +171,17 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             .ok_or(full)?;
         let status = tables.zeroed(&mut arena).ok_or(full)?;
         deny_all(&mut tables, device_table);
-        Ok(Self {
+        let vendor = AmdVi {
             hardware: Hardware::new(registers, clock, config.timeout_microseconds),
-            tables,
-            arena,
-            window,
             capabilities,
             config,
             levels,
-            device_table,
             buses: Buses::default(),
             commands: CommandBuffer::new(ring, status),
             events: EventLog::new(log),
-            domains: Domains::default(),
             replaced: heapless::Vec::new(),
-            phase: Phase::Prepared,
-            last_retirement: None,
-            installs: 0,
-            spare: None,
-            generation: 0,
-        })
+        };
+        Ok(Self::new(vendor, tables, arena, window, device_table))
     }
 
     /// Puts the tables into force. On success every device that is attached reaches its domain and
@@ -232,8 +199,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// See [`EnableError`]. The unit may be left anywhere on the way; `enable` can be called again.
     pub fn enable(&mut self) -> Result<(), EnableError> {
-        let found = self.hardware.control()?;
-        if found.contains(Control::IOMMU) && found & Control::FORMAT != self.config.format() {
+        let found = self.vendor.hardware.control()?;
+        if found.contains(Control::IOMMU) && found & Control::FORMAT != self.vendor.config.format()
+        {
             return Err(EnableError::InterruptFormat { control: found });
         }
         self.check_device_table()?;
@@ -241,48 +209,66 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             self.run_out()?;
         }
         // A unit that is on must see the new tables, so it snoops from here on if it is to.
-        let control = self.config.control() | found & Control::SMI_FILTER;
+        let control = self.vendor.config.control() | found & Control::SMI_FILTER;
         let snooping = control & Control::COHERENT;
-        self.hardware.set_control(found.difference(LOGS) | snooping);
+        self.vendor
+            .hardware
+            .set_control(found.difference(LOGS) | snooping);
         let runs = Status::COMMAND_BUFFER_RUN | Status::EVENT_LOG_RUN;
-        self.hardware.poll_running(runs, false)?;
+        self.vendor.hardware.poll_running(runs, false)?;
 
         self.phase = Phase::InUse;
-        let table = DeviceTableBase::full(self.device_table);
-        self.hardware.write(Register::DeviceTableBase, table.0);
-        self.hardware.write(Register::ExclusionBase, 0);
-        self.hardware.write(Register::ExclusionLimit, 0);
-        self.commands.give(&mut self.hardware, &mut self.tables);
-        self.events.give(&mut self.hardware, &mut self.tables);
+        let table = DeviceTableBase::full(self.top);
+        self.vendor
+            .hardware
+            .write(Register::DeviceTableBase, table.0);
+        self.vendor.hardware.write(Register::ExclusionBase, 0);
+        self.vendor.hardware.write(Register::ExclusionLimit, 0);
+        self.vendor
+            .commands
+            .give(&mut self.vendor.hardware, &mut self.tables);
+        self.vendor
+            .events
+            .give(&mut self.vendor.hardware, &mut self.tables);
 
         if !found.contains(Control::IOMMU) {
-            self.hardware.set_control(control - Control::IOMMU);
+            self.vendor.hardware.set_control(control - Control::IOMMU);
         }
-        self.hardware.set_control(control);
-        self.hardware.poll_running(runs, true)?;
+        self.vendor.hardware.set_control(control);
+        self.vendor.hardware.poll_running(runs, true)?;
         self.invalidate_every_id()?;
-        self.set_fault_interrupt(self.config.fault_interrupt)?;
+        self.set_fault_interrupt(self.vendor.config.fault_interrupt)?;
         Ok(())
     }
 
     /// Waits until the commands that somebody else left in a buffer are fetched, if the unit still
     /// fetches any: a buffer is switched off only when it is empty.
     fn run_out(&mut self) -> Result<(), RegisterError> {
-        if !self.hardware.status()?.contains(Status::COMMAND_BUFFER_RUN) {
+        if !self
+            .vendor
+            .hardware
+            .status()?
+            .contains(Status::COMMAND_BUFFER_RUN)
+        {
             return Ok(());
         }
-        let length = RingBase(self.hardware.read(Register::CommandBufferBase)).length();
-        let tail = self.hardware.read_present(Register::CommandBufferTail)?;
-        self.hardware.poll(Register::CommandBufferHead, |head| {
-            head % length == tail % length
-        })?;
+        let length = RingBase(self.vendor.hardware.read(Register::CommandBufferBase)).length();
+        let tail = self
+            .vendor
+            .hardware
+            .read_present(Register::CommandBufferTail)?;
+        self.vendor
+            .hardware
+            .poll(Register::CommandBufferHead, |head| {
+                head % length == tail % length
+            })?;
         Ok(())
     }
 
     /// Looks whether every device table entry is what it must be: V, TV and IV set in all of them.
     fn check_device_table(&self) -> Result<(), EnableError> {
         for id in 0..=u16::MAX {
-            let entry = offset(self.device_table, u64::from(id) * DeviceEntry::SIZE);
+            let entry = offset(self.top, u64::from(id) * DeviceEntry::SIZE);
             let [memory, _, interrupts, reserved] = self.load_entry(entry).0;
             let fenced = memory & DeviceEntry::NO_MEMORY == DeviceEntry::NO_MEMORY
                 && interrupts & DeviceEntry::NO_INTERRUPTS == DeviceEntry::NO_INTERRUPTS
@@ -300,256 +286,39 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// Where the unit is gone.
     pub fn set_fault_interrupt(&mut self, on: bool) -> Result<(), RegisterError> {
-        let mut control = self.hardware.control()?;
+        let mut control = self.vendor.hardware.control()?;
         control.set(Control::EVENT_INTERRUPT, on);
-        self.hardware.set_control(control);
-        self.config.fault_interrupt = on;
+        self.vendor.hardware.set_control(control);
+        self.vendor.config.fault_interrupt = on;
         Ok(())
-    }
-
-    /// Gives a batch of changes to the unit, with one write to its buffer's tail. The batches of
-    /// several units can be submitted before any is waited for, so that the waits overlap.
-    ///
-    /// # Errors
-    /// See [`InvalidateError`].
-    pub fn submit(&mut self, pending: Pending) -> Result<Submitted, InvalidateError> {
-        self.submit_with(pending, &[])
-    }
-
-    /// As [`submit`](Self::submit), with device entries that changed besides.
-    pub(super) fn submit_with(
-        &mut self,
-        pending: Pending,
-        more: &[handoff_abi::RequesterId],
-    ) -> Result<Submitted, InvalidateError> {
-        let foreign = pending.unit.is_some_and(|unit| unit != self.window.base());
-        if foreign || pending.mixed {
-            return Err(InvalidateError::ForeignUnit);
-        }
-        if self.phase == Phase::Prepared {
-            // The unit has never seen these tables.
-            self.complete(&pending, self.commands.next_sequence(), self.installs)?;
-        }
-        let nothing = !pending.needs_commands() && more.is_empty();
-        let sequence = if self.phase == Phase::Prepared || nothing {
-            None
-        } else {
-            let ids = self.domain_list();
-            let cached = Cached {
-                all_at_once: self.capabilities.invalidates_all(),
-                buses: &self.buses,
-                domains: &ids,
-            };
-            Some(
-                self.commands
-                    .submit(&mut self.hardware, &mut self.tables, || {
-                        commands(&pending, more, cached)
-                    })?,
-            )
-        };
-        Ok(Submitted {
-            pending,
-            sequence,
-            installs: self.installs,
-        })
-    }
-
-    fn domain_list(&self) -> heapless::Vec<DomainId, MAX_DOMAINS> {
-        self.domains.ids().collect()
-    }
-
-    /// Waits until a batch is done. Then what it retired is free: blocked devices can be attached
-    /// anew, cleared interrupt entries and unlinked tables are used again.
-    ///
-    /// # Errors
-    /// See [`InvalidateError`]. What was to be retired stays as it is, blocked and not reusable,
-    /// until [`invalidate_everything`](Self::invalidate_everything) succeeds.
-    pub fn wait(&mut self, submitted: Submitted) -> Result<(), InvalidateError> {
-        self.wait_proved(submitted, &[]).map(|_| ())
-    }
-
-    /// As [`wait`](Self::wait). Returns the number of the wait that was done, if there was one.
-    pub(super) fn wait_proved(
-        &mut self,
-        submitted: Submitted,
-        more: &[handoff_abi::RequesterId],
-    ) -> Result<Option<u64>, InvalidateError> {
-        let Submitted {
-            pending,
-            sequence,
-            installs,
-        } = submitted;
-        let Some(sequence) = sequence else {
-            return Ok(None);
-        };
-        let ids = self.domain_list();
-        let cached = Cached {
-            all_at_once: self.capabilities.invalidates_all(),
-            buses: &self.buses,
-            domains: &ids,
-        };
-        let proved = self
-            .commands
-            .wait(&mut self.hardware, &mut self.tables, sequence, || {
-                commands(&pending, more, cached)
-            })?;
-        self.complete(&pending, proved, installs)?;
-        Ok(Some(proved))
-    }
-
-    /// [`submit`](Self::submit) and [`wait`](Self::wait).
-    ///
-    /// # Errors
-    /// See [`InvalidateError`].
-    pub fn flush(&mut self, pending: Pending) -> Result<(), InvalidateError> {
-        let submitted = self.submit(pending)?;
-        self.wait(submitted)
-    }
-
-    /// Invalidates every cache of the unit and finishes every retirement that was begun, also
-    /// those whose [`Pending`] was lost or whose wait failed.
-    ///
-    /// # Errors
-    /// See [`InvalidateError`].
-    pub fn invalidate_everything(&mut self) -> Result<(), InvalidateError> {
-        // Nothing can be retired while this runs, so it proves all that was retired before.
-        let retired = self.last_retirement.take();
-        let result = self.flush(Pending::everything(self.window.base()));
-        if result.is_err() {
-            self.last_retirement = retired;
-        } else {
-            if self.switch_under_way() {
-                self.switch_proved();
-                self.recount_attached();
-            }
-        }
-        result
     }
 
     /// As [`invalidate_everything`](Self::invalidate_everything), where the unit may have
     /// something in its caches of which these tables know nothing.
     pub(super) fn invalidate_every_id(&mut self) -> Result<(), InvalidateError> {
-        if !self.capabilities.invalidates_all() {
-            let Self {
-                commands,
-                hardware,
-                tables,
-                ..
-            } = self;
-            let sequence = commands.submit(hardware, tables, every_id)?;
-            commands.wait(hardware, tables, sequence, every_id)?;
+        if !self.vendor.capabilities.invalidates_all() {
+            let AmdVi {
+                commands, hardware, ..
+            } = &mut self.vendor;
+            let sequence = commands.submit(hardware, &mut self.tables, every_id)?;
+            commands.wait(hardware, &mut self.tables, sequence, every_id)?;
         }
         self.invalidate_everything()
-    }
-
-    /// What follows a batch that is done: `proved` is the number of its wait, `installs` the count
-    /// when it was submitted.
-    fn complete(
-        &mut self,
-        pending: &Pending,
-        proved: u64,
-        installs: u32,
-    ) -> Result<(), InvalidateError> {
-        // A batch proves nothing about an entry that was retired after it was submitted. One that
-        // it names can only be such if it was put into force again in between; one that is looked
-        // for afterwards, if anything was retired since. Interrupt entries are looked for in all
-        // of a device's table.
-        let looked_for = pending.sweep || pending.interrupts().iter().any(|change| change.retire);
-        let doubtful = looked_for || pending.retires() && self.installs != installs;
-        if doubtful && !self.all_retired_before(proved) {
-            return self.invalidate_everything();
-        }
-        if pending.sweep {
-            self.empty_all_retired();
-        }
-        for &change in pending.devices() {
-            if change.retire {
-                self.empty_retired_device(change.requester, Some(change.domain));
-            }
-        }
-        for &change in pending.interrupts() {
-            if change.retire {
-                self.empty_retired_interrupts(change.source);
-            }
-        }
-        self.release_replaced(pending, proved);
-        for domain in self.domains.iter_mut() {
-            if pending.covers_domain(domain.id) {
-                domain
-                    .retired
-                    .release(&mut self.tables, &mut self.arena, |tag| tag <= proved);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether every retirement there was began before the batch with this number was submitted.
-    pub(super) fn all_retired_before(&self, proved: u64) -> bool {
-        self.last_retirement.is_none_or(|retired| retired <= proved)
-    }
-
-    pub(super) const fn retirement_begun(&mut self) {
-        self.last_retirement = Some(self.commands.next_sequence());
-    }
-
-    pub(super) const fn caching_mode(&self) -> bool {
-        self.capabilities.caches_not_present()
-    }
-
-    pub(super) fn pending(&self) -> Pending {
-        Pending::stored(self.window.base())
-    }
-
-    pub(super) const fn shape(&self, root: PhysAddr) -> Shape {
-        Shape {
-            root,
-            levels: self.levels,
-            largest: LeafSize::Size1G,
-        }
     }
 
     /// What the unit can do.
     #[must_use]
     pub const fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
-    }
-
-    /// Where its registers lie.
-    #[must_use]
-    pub const fn window(&self) -> PhysRange {
-        self.window
-    }
-
-    /// The memory of its tables and rings.
-    #[must_use]
-    pub const fn arena(&self) -> PhysRange {
-        self.arena.range()
-    }
-
-    /// How many frames of the arena are free.
-    #[must_use]
-    pub const fn free_frames(&self) -> usize {
-        self.arena.free_frames()
-    }
-
-    /// How many levels the tables of its domains have.
-    #[must_use]
-    pub const fn levels(&self) -> u32 {
-        self.levels
-    }
-
-    /// The domains it has.
-    pub fn domain_ids(&self) -> impl Iterator<Item = DomainId> + '_ {
-        self.domains.ids()
+        &self.vendor.capabilities
     }
 
     /// Gives registers, memory and clock back. The unit goes on as it was set up.
     #[must_use]
     pub fn into_parts(self) -> (R, M, C) {
         (
-            self.hardware.registers,
+            self.vendor.hardware.registers,
             self.tables.memory,
-            self.hardware.clock,
+            self.vendor.hardware.clock,
         )
     }
 }

@@ -36,11 +36,15 @@ impl Running {
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// The queue that the unit runs, if it runs one. Nothing is written.
     pub(super) fn running_queue(&mut self) -> Result<Option<Running>, EnableError> {
-        if !self.hardware.status()?.contains(GlobalStatus::QIES) {
+        if !self.vendor.hardware.status()?.contains(GlobalStatus::QIES) {
             return Ok(None);
         }
-        let address = QueueAddress(self.hardware.read64(Register::InvalidationQueueAddress));
-        let tail = self.hardware.read64(Register::InvalidationQueueTail);
+        let address = QueueAddress(
+            self.vendor
+                .hardware
+                .read64(Register::InvalidationQueueAddress),
+        );
+        let tail = self.vendor.hardware.read64(Register::InvalidationQueueTail);
         let unusable = EnableError::QueueUnusable {
             address: address.0,
             tail,
@@ -49,8 +53,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let Ok(memory) = PhysRange::new(address.queue(), length) else {
             return Err(unusable);
         };
-        let own = address == self.queue.address();
-        let misplaced = memory.end().0 > self.config.host_limit()
+        let own = address == self.vendor.queue.address();
+        let misplaced = memory.end().0 > self.vendor.config.host_limit()
             || (!own && memory.overlaps(self.arena.range()));
         if address.wide() || misplaced || tail >= length || !tail.is_multiple_of(Descriptor::SIZE) {
             return Err(unusable);
@@ -69,10 +73,11 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         queue: Running,
         mut foreign: Option<&mut Q>,
     ) -> Result<(), EnableError> {
-        self.hardware
+        self.vendor
+            .hardware
             .poll64(Register::InvalidationQueueHead, |head| head == queue.tail)?;
         // Whoever else's queue it is, the unit writes nowhere but into this unit's arena.
-        let done = self.queue.closed();
+        let done = self.vendor.queue.closed();
         self.tables.store_and_publish(done, 0);
         let wait = Descriptor::wait(done, CLOSED);
         let slot = queue.slot();
@@ -89,9 +94,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             return Err(EnableError::QueueMemory(slot));
         };
         let tail = queue.next_tail();
-        self.hardware.write64(Register::InvalidationQueueTail, tail);
+        self.vendor
+            .hardware
+            .write64(Register::InvalidationQueueTail, tail);
         self.await_closing(done)?;
-        self.hardware
+        self.vendor
+            .hardware
             .poll64(Register::InvalidationQueueHead, |head| head == tail)?;
         if let Some(memory) = foreign {
             // The unit has passed the slot. What the memory is used for now, if it is no longer
@@ -100,14 +108,17 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
                 return Err(EnableError::QueueMemory(slot));
             }
         }
-        self.hardware.switch(GlobalStatus::QIES, false)?;
+        self.vendor.hardware.switch(GlobalStatus::QIES, false)?;
         Ok(())
     }
 
     fn await_closing(&mut self, done: PhysAddr) -> Result<(), EnableError> {
-        self.hardware.clock.start(self.hardware.timeout);
+        self.vendor
+            .hardware
+            .clock
+            .start(self.vendor.hardware.timeout);
         loop {
-            let expired = self.hardware.clock.expired();
+            let expired = self.vendor.hardware.clock.expired();
             if self.tables.load(done) as u32 == CLOSED {
                 return Ok(());
             }
@@ -116,7 +127,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             }
         }
         // The wait stays in its slot: the unit may still fetch it, and must not find less.
-        let status = self.hardware.read32(Register::FaultStatus);
+        let status = self.vendor.hardware.read32(Register::FaultStatus);
         let errors = FaultStatus::from_bits_retain(status);
         let error = if status == u32::MAX {
             InvalidateError::Register(RegisterError::gone(Register::FaultStatus))
@@ -128,7 +139,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         } else {
             InvalidateError::Register(RegisterError::timeout(
                 Register::InvalidationQueueHead,
-                self.hardware.read64(Register::InvalidationQueueHead),
+                self.vendor.hardware.read64(Register::InvalidationQueueHead),
             ))
         };
         Err(error.into())

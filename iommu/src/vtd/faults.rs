@@ -21,7 +21,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         &mut self,
         mut each: impl FnMut(Fault),
     ) -> Result<FaultCount, RegisterError> {
-        let records = self.capabilities.capability.fault_records();
+        let records = self.vendor.capabilities.capability.fault_records();
         let unquiet = FaultStatus::PPF | FaultStatus::PFO;
         let mut count = FaultCount::default();
         let mut next = None;
@@ -50,7 +50,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             }
             if status.contains(FaultStatus::PFO) {
                 count.overflowed = true;
-                self.hardware
+                self.vendor
+                    .hardware
                     .write32(Register::FaultStatus, FaultStatus::PFO.bits());
             }
         }
@@ -61,19 +62,19 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// The fault in a record; `None` where it has none.
     fn fault(&mut self, record: u32) -> Result<Option<Fault>, RegisterError> {
         let at = self.fault_record_offset(record);
-        let high = self.hardware.registers.read64(at + 8);
+        let high = self.vendor.hardware.registers.read64(at + 8);
         if high == u64::MAX {
             return Err(RegisterError::gone(Register::FaultStatus));
         }
         if !(FaultRecord { low: 0, high }).is_pending() {
             return Ok(None);
         }
-        let low = self.hardware.registers.read64(at);
+        let low = self.vendor.hardware.registers.read64(at);
         Ok(Some(FaultRecord { low, high }.decode()))
     }
 
     fn fault_status(&mut self) -> Result<FaultStatus, RegisterError> {
-        match self.hardware.read32(Register::FaultStatus) {
+        match self.vendor.hardware.read32(Register::FaultStatus) {
             u32::MAX => Err(RegisterError::gone(Register::FaultStatus)),
             bits => Ok(FaultStatus::from_bits_retain(bits)),
         }
@@ -87,8 +88,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// See [`InvalidateError`].
     pub fn recover_queue(&mut self) -> Result<bool, InvalidateError> {
         let recovered = self
+            .vendor
             .queue
-            .recover(&mut self.hardware, &mut self.tables)?
+            .recover(&mut self.vendor.hardware, &mut self.tables)?
             .is_some();
         if recovered {
             self.invalidate_everything()?;

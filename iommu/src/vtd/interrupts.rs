@@ -4,6 +4,7 @@ use handoff_abi::{InterruptTarget, PhysAddr, RequesterId, UnitKind};
 
 use super::spec::{InterruptEntry, InterruptTableAddress};
 use super::unit::Unit;
+use crate::driver::Vendor;
 use crate::pending::InterruptChange;
 use crate::tables::{Tables, offset};
 use crate::{
@@ -123,17 +124,19 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         target: InterruptTarget,
         trigger: TriggerMode,
     ) -> Result<(InterruptHandle, Pending), InterruptError> {
-        let entry = InterruptEntry::present(source, target, trigger, self.interrupts.extended())
-            .ok_or(InterruptError::BadTarget(target))?;
+        let entry =
+            InterruptEntry::present(source, target, trigger, self.vendor.interrupts.extended())
+                .ok_or(InterruptError::BadTarget(target))?;
         let index = self
+            .vendor
             .interrupts
             .find_free(&self.tables)
             .ok_or(InterruptError::Full(source))?;
         self.tables
-            .install_pair(self.interrupts.slot(index), entry.low, entry.high);
-        self.installs = self.installs.wrapping_add(1);
+            .install_pair(self.vendor.interrupts.slot(index), entry.low, entry.high);
+        self.installed();
         let handle = handle(source, index);
-        let pending = if self.caching_mode() {
+        let pending = if self.vendor.caches_not_present() {
             self.interrupt_changed(handle, false)
         } else {
             self.pending()
@@ -151,7 +154,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     /// The entry with this handle, all zero where it is another device's.
     fn interrupt_entry(&self, handle: InterruptHandle) -> InterruptEntry {
-        let entry = self.interrupts.load(&self.tables, handle.index);
+        let entry = self.vendor.interrupts.load(&self.tables, handle.index);
         if entry.source() == handle.source {
             entry
         } else {
@@ -178,14 +181,14 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             old.source(),
             target,
             old.trigger(),
-            self.interrupts.extended(),
+            self.vendor.interrupts.extended(),
         )
         .ok_or(InterruptError::BadTarget(target))?;
         if new == old {
             return Ok(Pending::none());
         }
         // The upper half is the same in both.
-        let slot = self.interrupts.slot(handle.index);
+        let slot = self.vendor.interrupts.slot(handle.index);
         self.tables.store_and_publish(slot, new.low);
         Ok(self.interrupt_changed(handle, false))
     }
@@ -201,7 +204,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             return Err(InterruptError::NotSet(handle));
         }
         if entry.is_present() {
-            let slot = self.interrupts.slot(handle.index);
+            let slot = self.vendor.interrupts.slot(handle.index);
             self.tables
                 .store_and_publish(slot, entry.low & !InterruptEntry::PRESENT);
         }
@@ -212,7 +215,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// Drops all interrupts of a device from now on, see [`clear_interrupt`](Self::clear_interrupt).
     pub fn clear_interrupts(&mut self, source: RequesterId) -> Pending {
         let mut pending = Pending::none();
-        for index in self.interrupts.indices() {
+        for index in self.vendor.interrupts.indices() {
             if let Ok(cleared) = self.clear_interrupt(handle(source, index)) {
                 pending = pending.merge(cleared);
             }
@@ -226,7 +229,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let entry = self.interrupt_entry(handle);
         entry.is_present().then(|| Interrupt {
             handle,
-            target: entry.target(self.interrupts.extended()),
+            target: entry.target(self.vendor.interrupts.extended()),
         })
     }
 
@@ -239,8 +242,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     /// Every entry that is set.
     pub fn interrupts(&self) -> impl Iterator<Item = Interrupt> + '_ {
-        self.interrupts.indices().filter_map(|index| {
-            let source = self.interrupts.load(&self.tables, index).source();
+        self.vendor.interrupts.indices().filter_map(|index| {
+            let source = self.vendor.interrupts.load(&self.tables, index).source();
             self.interrupt(handle(source, index))
         })
     }

@@ -5,7 +5,7 @@
 //! | look what the unit can do | [`Capabilities::read`] |
 //! | lay out tables that block everything | [`Unit::prepare`] |
 //! | domains and what is in them | [`Unit::create_domain`], [`Unit::map`], [`Unit::unmap`], [`Unit::destroy_domain`] |
-//! | devices | [`Unit::attach`], [`Unit::block`], [`Unit::move_devices`] |
+//! | devices | [`Unit::attach`], [`Unit::block`], [`Unit::move_devices`], [`Unit::prepare_move`] |
 //! | interrupts | [`Unit::allocate_interrupt`], [`Unit::retarget`], [`Unit::clear_interrupt`] |
 //! | put the tables into force | [`Unit::enable`], or [`Unit::enable_over`] a queue that runs |
 //! | make the unit notice a change | [`Unit::flush`], or [`Unit::submit`] and [`Unit::wait`] |
@@ -39,27 +39,37 @@
 //!
 //! A paging entry has 64 bits and is one store; a new table is filled before the entry that leads
 //! to it is stored.
+//!
+//! # Exchanging the root table
+//! A [prepared](Unit::prepare_move) move of many devices writes a second root table, with a context
+//! table for each bus that has one, beforehand. The move is RTADDR and SRTP with translation on,
+//! then one batch of a global context cache invalidation, a global IOTLB invalidation and a wait
+//! (section 6.6). Until the wait is done a request may be answered from either table, and from what
+//! is cached of either: both are whole, and no other device has another entry in one than in the
+//! other. The batch is not left out where the unit invalidates by itself (ESRTPS): that it also
+//! drains writes that the old tables let through, only the IOTLB invalidation promises. Where the
+//! unit does not say that it took the new table, the devices are blocked in both, and no batch is
+//! given to it before it was told again.
 
 #![forbid(unsafe_code)]
 
 mod adopt;
 mod closing;
 mod context;
-mod domain;
 mod faults;
 mod hardware;
 mod interrupts;
-mod moves;
 mod pending;
 mod probe;
 mod queue;
 pub mod spec;
 mod state;
 mod unit;
+mod vendor;
 
 pub use probe::Capabilities;
 pub use state::{DomainState, State};
-pub use unit::{Config, Unit};
+pub use unit::{Config, Unit, VtD};
 
 pub use crate::{
     AdoptError, AttachError, DomainError, EnableError, Installed, Interrupt, InterruptError,

@@ -1,17 +1,30 @@
 //! The invalidation batch of a set of changes.
 
+use handoff_abi::{DomainId, RequesterId};
+use heapless::Vec;
+
 use super::spec::Descriptor;
 use crate::Pending;
 use crate::pending::SELECTIVE_LIMIT;
 
 /// The most descriptors one batch has, its wait included.
-pub(super) const MAX_DESCRIPTORS: usize = 3 * SELECTIVE_LIMIT + 1;
+pub(super) const MAX_DESCRIPTORS: usize = 4 * SELECTIVE_LIMIT + 1;
+
+/// Devices whose entries changed besides those of a [`Pending`], each with the domain id that its
+/// entry may be cached with.
+pub(super) type Moved = Vec<(RequesterId, DomainId), SELECTIVE_LIMIT>;
 
 /// The batch, without its wait: context cache, then IOTLB, then interrupt entry cache. In this
 /// order a request between two of them cannot refill the IOTLB from a stale context entry; the
 /// unit runs an IOTLB invalidation only after all context-cache invalidations before it
 /// (section 6.5.2.11).
-pub(super) fn descriptors(pending: &Pending) -> impl Iterator<Item = Descriptor> + '_ {
+pub(super) fn descriptors<'a>(
+    pending: &'a Pending,
+    more: &'a [(RequesterId, DomainId)],
+) -> impl Iterator<Item = Descriptor> + 'a {
+    let more = more
+        .iter()
+        .map(|&(requester, domain)| Descriptor::context_device(requester, domain));
     let contexts = pending.devices().iter().enumerate().filter_map(|(i, c)| {
         // The same entry can be there twice, retired and not.
         let first = pending
@@ -38,6 +51,7 @@ pub(super) fn descriptors(pending: &Pending) -> impl Iterator<Item = Descriptor>
     let all_interrupts = pending.all_interrupts().then(Descriptor::interrupt_global);
     let domains = pending.domains().iter();
     contexts
+        .chain(more)
         .chain(all_contexts)
         .chain(domains.map(|&d| Descriptor::iotlb_domain(d)))
         .chain(all_domains)
@@ -49,7 +63,7 @@ pub(super) fn descriptors(pending: &Pending) -> impl Iterator<Item = Descriptor>
 mod tests {
     use std::vec::Vec;
 
-    use handoff_abi::{DomainId, PhysAddr, RequesterId};
+    use handoff_abi::PhysAddr;
 
     use super::*;
     use crate::pending::{DeviceChange, InterruptChange};
@@ -75,7 +89,7 @@ mod tests {
     }
 
     fn descriptors(pending: &Pending) -> Vec<Descriptor> {
-        super::descriptors(pending).collect()
+        super::descriptors(pending, &[]).collect()
     }
 
     #[test]
@@ -128,7 +142,9 @@ mod tests {
         let all = (0..8).fold(Pending::none(), |all, i| {
             all.merge(blocked(i, i + 1)).merge(cleared(i))
         });
-        assert_eq!(descriptors(&all).len() + 1, MAX_DESCRIPTORS);
+        let more: Vec<_> = (8..16).map(|i| (RequesterId(i), DomainId(1))).collect();
+        let count = super::descriptors(&all, &more).count();
+        assert_eq!(count + 1, MAX_DESCRIPTORS);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! What the next steward of a unit must know.
 
-use handoff_abi::DomainId;
 pub use handoff_abi::{VtdDomain as DomainState, VtdUnit as State};
 
 use super::unit::Unit;
@@ -16,33 +15,23 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// Where the unit is gone.
     pub fn record(&mut self) -> Result<State, RegisterError> {
-        let mut domains = [DomainState::default(); MAX_DOMAINS];
-        let mut domain_count = 0;
-        for (state, domain) in domains.iter_mut().zip(self.domains.iter()) {
-            let DomainId(id) = domain.id;
-            *state = DomainState {
-                root: domain.root.0,
-                id: id.into(),
-                attached: domain.attached,
-            };
-            domain_count += 1;
-        }
+        let (domains, domain_count) = self.domains.recorded();
         Ok(State {
             register_base: self.window.base().0,
             register_length: self.window.length(),
-            capability: self.capabilities.capability.bits(),
-            extended_capability: self.capabilities.extended.bits(),
+            capability: self.vendor.capabilities.capability.bits(),
+            extended_capability: self.vendor.capabilities.extended.bits(),
             root_table_address: self.root_table_address().0,
-            queue_address: self.queue.address().0,
-            interrupt_table_address: self.interrupts.address().0,
-            status_address: self.queue.status().0,
+            queue_address: self.vendor.queue.address().0,
+            interrupt_table_address: self.vendor.interrupts.address().0,
+            status_address: self.vendor.queue.status().0,
             arena_base: self.arena.range().base().0,
             arena_length: self.arena.range().length(),
-            global_status: self.hardware.status()?.bits(),
-            queue_tail: self.queue.tail(),
-            sequence: self.queue.sequence(),
-            levels: self.width.levels(),
-            host_address_bits: self.config.host_address_bits.into(),
+            global_status: self.vendor.hardware.status()?.bits(),
+            queue_tail: self.vendor.queue.tail(),
+            sequence: self.vendor.queue.sequence(),
+            levels: self.vendor.width.levels(),
+            host_address_bits: self.vendor.config.host_address_bits.into(),
             domain_count,
             domains,
         })

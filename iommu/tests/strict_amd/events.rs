@@ -157,7 +157,7 @@ fn an_entry_that_lags_is_waited_for_and_one_that_never_comes_has_an_end() {
 #[test]
 fn a_silenced_device_is_blocked_and_not_heard_of() {
     let mut rig = Rig::one();
-    let silenced = rig.units[0].silence(DEVICE, true);
+    let silenced = rig.units[0].silence(DEVICE, true).unwrap();
     rig.flush(silenced);
     assert!(rig.write(DEVICE, A_BASE).is_err());
     assert!(rig.write(OTHER, A_BASE).is_err());
@@ -169,7 +169,7 @@ fn a_silenced_device_is_blocked_and_not_heard_of() {
     assert_eq!(rig.write(DEVICE, A_BASE), Ok(A_BASE));
     assert!(rig.write(DEVICE, B_BASE).is_err());
     assert_eq!(rig.drain().0.len(), 1);
-    let silenced = rig.units[0].silence(DEVICE, true);
+    let silenced = rig.units[0].silence(DEVICE, true).unwrap();
     rig.flush(silenced);
     assert_eq!(
         rig.write(DEVICE, A_BASE),
@@ -178,7 +178,7 @@ fn a_silenced_device_is_blocked_and_not_heard_of() {
     );
     assert!(rig.write(DEVICE, B_BASE).is_err());
     assert_eq!(rig.drain().0, []);
-    let heard = rig.units[0].silence(DEVICE, false);
+    let heard = rig.units[0].silence(DEVICE, false).unwrap();
     rig.flush(heard);
     assert!(rig.write(DEVICE, B_BASE).is_err());
     assert_eq!(rig.drain().0.len(), 1);

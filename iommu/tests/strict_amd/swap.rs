@@ -190,7 +190,7 @@ fn a_prepared_move_that_is_out_of_date_is_made_as_if_it_were_not_prepared() {
             rig.flush(blocked);
         },
         |rig| {
-            let silenced = rig.units[0].silence(RequesterId(0x7777), true);
+            let silenced = rig.units[0].silence(RequesterId(0x7777), true).unwrap();
             rig.flush(silenced);
         },
         |rig| {

@@ -2,12 +2,9 @@
 
 use handoff_abi::{DomainId, PhysAddr, RequesterId};
 
-use super::unit::Unit;
+use super::{DeviceState, Driver, Vendor};
 use crate::pending::SELECTIVE_LIMIT;
-use crate::{
-    AttachError, Deadline, Installed, MoveError, MoveMethod, Moving, Pending, RegisterIo,
-    TableMemory,
-};
+use crate::{AttachError, Installed, MoveError, MoveMethod, Moving, Pending, TableMemory};
 
 /// The devices that are invalidated one by one.
 const fn one_by_one(method: MoveMethod, devices: &[RequesterId]) -> &[RequesterId] {
@@ -17,16 +14,16 @@ const fn one_by_one(method: MoveMethod, devices: &[RequesterId]) -> &[RequesterI
     }
 }
 
-impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
+impl<V: Vendor, M: TableMemory> Driver<V, M> {
     /// Moves devices, each from whatever domain it is attached to, or none, into the domain `to`,
     /// or into none. However many they are, the unit is given one batch of invalidations that
-    /// proves them blocked, and a second that tells it of the new domain; `with` joins in the first
-    /// (the retargeting of the devices' interrupts, say).
+    /// proves them blocked; `with` joins in (the retargeting of the devices' interrupts, say).
     ///
     /// In between every device is blocked: at no instant does the unit have a translation of an
-    /// old domain for a device that is in the new one. An entry that denies is cached like any
-    /// other, hence the second batch. [`install_move`](Self::install_move) does not wait for it,
-    /// and a [prepared](Self::prepare_move) move of many devices has none.
+    /// old domain for a device that is in the new one. Where the unit may have cached that a device
+    /// is blocked (AMD-Vi always, VT-d in caching mode) a second batch tells it of the new domain.
+    /// [`install_move`](Self::install_move) does not wait for it, and a
+    /// [prepared](Self::prepare_move) move of many devices has none.
     ///
     /// # Errors
     /// See [`MoveError`].
@@ -52,13 +49,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         to: Option<DomainId>,
         with: Pending,
     ) -> Result<Moving<'a>, MoveError> {
-        self.root_of(to)?;
-        // Without a command that invalidates all, a loop over the devices is the shorter one.
-        let method = if devices.len() > SELECTIVE_LIMIT && self.capabilities.invalidates_all() {
-            MoveMethod::Global
-        } else {
-            MoveMethod::Selective
-        };
+        if self.root_of(to)?.is_some() {
+            for &requester in devices {
+                V::make_entry(self, requester)?;
+            }
+        }
+        let method = self.method_for(devices);
         let mut pending = with;
         let mut retired = false;
         for &requester in devices {
@@ -71,8 +67,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         if retired {
             more = one_by_one(method, devices);
             if method == MoveMethod::Global {
-                let all = Pending::all_caches(self.window.base());
-                pending = pending.merge(all);
+                pending = pending.merge(self.all_devices());
             }
         }
         let submitted = self.submit_with(pending, more)?;
@@ -83,6 +78,21 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             submitted,
             switched: None,
         })
+    }
+
+    /// How devices are moved without preparation. Where nothing invalidates all of them at once, a
+    /// loop over the devices is the shorter one.
+    pub(super) fn method_for(&self, devices: &[RequesterId]) -> MoveMethod {
+        if devices.len() > SELECTIVE_LIMIT && self.vendor.invalidates_all() {
+            MoveMethod::Global
+        } else {
+            MoveMethod::Selective
+        }
+    }
+
+    /// All devices and all that is cached of their domains.
+    pub(super) fn all_devices(&self) -> Pending {
+        Pending::all_caches(self.window.base()).without_interrupts()
     }
 
     /// The root of the domain that devices are moved to.
@@ -107,8 +117,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     }
 
     /// The second step of [`move_devices`](Self::move_devices): waits until the devices are proved
-    /// blocked, installs the new entries and submits the invalidation of the old ones. From here
-    /// on nothing reaches the old domains; what is left is that the devices can begin.
+    /// blocked, installs the new entries and submits the invalidation of the old ones, where there
+    /// is any. From here on nothing reaches the old domains; what is left is that the devices can
+    /// begin.
     ///
     /// # Errors
     /// See [`MoveError`].
@@ -120,13 +131,14 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             submitted,
             switched,
         } = moving;
+        let mut installed = Installed {
+            devices,
+            method,
+            submitted: None,
+        };
         if let Some(switched) = switched {
             self.finish_switch(devices, submitted, &switched)?;
-            return Ok(Installed {
-                devices,
-                method,
-                submitted: None,
-            });
+            return Ok(installed);
         }
         let more = one_by_one(method, devices);
         let installs = submitted.installs;
@@ -141,45 +153,35 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         let root = self.root_of(to)?;
         let Some((to, root)) = to.zip(root) else {
             for &requester in devices {
-                self.empty_retired_device(requester, None);
+                self.empty_retired(requester, None);
             }
-            return Ok(Installed {
-                devices,
-                method,
-                submitted: None,
-            });
+            return Ok(installed);
         };
         for &requester in devices {
-            let entry = self.entry(requester);
-            if entry.has_memory() {
+            match self.device_state(requester) {
                 // Named twice, or attached by the caller since.
-                if entry.domain() != to {
-                    return Err(AttachError::AlreadyAttached {
-                        requester,
-                        domain: entry.domain(),
-                    }
-                    .into());
+                DeviceState::Attached(domain) if domain == to => continue,
+                DeviceState::Attached(domain) => {
+                    return Err(AttachError::AlreadyAttached { requester, domain }.into());
                 }
-                continue;
-            }
-            if entry.domain().0 != 0 {
-                self.domains.count_detached(entry.domain());
+                DeviceState::Retiring(domain) => self.domains.count_detached(domain),
+                DeviceState::Blocked => {}
             }
             self.install_device(requester, to, root);
         }
-        let pending = if method == MoveMethod::Global {
-            Pending::all_caches(self.window.base())
-        } else {
-            self.pending()
-        };
-        let submitted = self
-            .submit_with(pending, more)
-            .map_err(MoveError::Install)?;
-        Ok(Installed {
-            devices,
-            method,
-            submitted: Some(submitted),
-        })
+        let mut pending = self.pending();
+        let mut more = more;
+        if !self.caches_blocked() {
+            // Nothing to do unless the unit needs its write buffer flushed.
+            more = &[];
+        } else if method == MoveMethod::Global {
+            pending = pending.merge(self.all_devices());
+        } else if !V::BLOCKED_IS_CACHED {
+            pending = pending.with_domain(to);
+        }
+        let submitted = self.submit_with(pending, more);
+        installed.submitted = Some(submitted.map_err(MoveError::Install)?);
+        Ok(installed)
     }
 
     /// The last step of [`move_devices`](Self::move_devices): waits until the unit knows of the new

@@ -2,28 +2,18 @@
 
 use handoff_abi::{DomainId, PhysAddr, PhysRange};
 
-use super::probe::Capabilities;
-use super::spec::PageEntry;
-use super::unit::Unit;
-use crate::domain::{Bounds, DomainError};
-use crate::paging::{Leaf, MapError, Mapper, Shape, UnmapError, for_leaves, translate};
-use crate::{Access, Deadline, Pending, RegisterIo, TableMemory};
+use super::{Driver, Vendor};
+use crate::domain::Bounds;
+use crate::paging::{Leaf, Mapper, for_leaves, translate};
+use crate::{Access, DomainError, MapError, Pending, TableMemory, UnmapError};
 
-/// Addresses that HyperTransport uses for messages (section 2.1.4.2); no unit translates them or has
-/// memory there.
-pub(super) const HYPERTRANSPORT_RANGE: PhysRange =
-    PhysRange::from_bounds(PhysAddr(0xfd_0000_0000), PhysAddr(0x100_0000_0000));
-
-/// Domain ids have 16 bits, on every unit.
-pub(super) const DOMAIN_LIMIT: u32 = 1 << 16;
-
-impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
+impl<V: Vendor, M: TableMemory> Driver<V, M> {
     /// Makes an empty domain.
     ///
     /// # Errors
     /// See [`DomainError`].
     pub fn create_domain(&mut self, id: DomainId) -> Result<(), DomainError> {
-        self.domains.check_new(id, DOMAIN_LIMIT)?;
+        self.domains.check_new(id, self.vendor.domain_limit())?;
         let root = self
             .tables
             .zeroed(&mut self.arena)
@@ -44,31 +34,25 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         domain
             .retired
             .release(&mut self.tables, &mut self.arena, |_| true);
-        let shape = self.shape(root);
-        self.mapper(shape).release();
+        self.mapper(root).release();
         self.domains.remove(id);
-        // A prepared device table may name it.
+        // Prepared tables may name it.
         self.entry_changed();
         Ok(())
     }
 
     fn bounds(&self) -> Bounds {
-        Bounds {
-            iova_limit: Capabilities::limit_of(self.levels),
-            host_limit: self.config.host_limit(),
-            arena: self.arena.range(),
-            special: HYPERTRANSPORT_RANGE,
-        }
+        self.vendor.bounds(self.arena.range())
     }
 
-    const fn mapper(&mut self, shape: Shape) -> Mapper<'_, M, PageEntry> {
-        Mapper::new(&mut self.tables, &mut self.arena, shape)
+    fn mapper(&mut self, root: PhysAddr) -> Mapper<'_, M, V::Entry> {
+        Mapper::new(&mut self.tables, &mut self.arena, self.vendor.shape(root))
     }
 
     /// Lets the devices of `domain` reach `memory` at the device addresses from `iova` on.
     ///
-    /// The largest leaves are used that the alignment of both sides allows. Memory that is to be
-    /// unmapped in parts is therefore mapped in those parts: leaves are not split.
+    /// The largest leaves are used that the alignment of both sides and the unit allow. Memory
+    /// that is to be unmapped in parts is therefore mapped in those parts: leaves are not split.
     ///
     /// # Errors
     /// See [`MapError`]; nothing is changed then.
@@ -85,15 +69,14 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             .ok_or(MapError::UnknownDomain(domain))?
             .root;
         let access = self.bounds().check_map(iova, memory, access)?;
-        let shape = self.shape(root);
-        self.mapper(shape).map(Leaf {
+        self.mapper(root).map(Leaf {
             iova,
             memory,
             access,
         })?;
         let pending = self.pending();
-        Ok(if self.caching_mode() {
-            // What was not present may be cached as such (NpCache, section 3.2.1).
+        Ok(if self.vendor.caches_not_present() {
+            // What was not present may be cached as such (VT-d section 6.1, AMD-Vi section 3.2.1).
             pending.with_domain(domain)
         } else {
             pending
@@ -112,15 +95,14 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         iova: u64,
         length: u64,
     ) -> Result<Pending, UnmapError> {
-        let tag = self.commands.next_sequence();
+        let tag = self.vendor.next_sequence();
         let unknown = UnmapError::UnknownDomain(domain);
         let (root, mut retired) = match self.domains.get(domain) {
             Some(domain) => (domain.root, domain.retired),
             None => return Err(unknown),
         };
         self.bounds().check_unmap(iova, length)?;
-        let shape = self.shape(root);
-        self.mapper(shape).unmap(iova, length, &mut retired, tag)?;
+        self.mapper(root).unmap(iova, length, &mut retired, tag)?;
         if let Some(domain) = self.domains.get_mut(domain) {
             domain.retired = retired;
         }
@@ -130,18 +112,25 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// The leaf that translates `iova` in a domain; `None` where it is not mapped.
     #[must_use]
     pub fn translate(&self, domain: DomainId, iova: u64) -> Option<Leaf> {
-        let shape = self.shape(self.domains.get(domain)?.root);
-        if iova >= Capabilities::limit_of(self.levels) {
+        let root = self.domains.get(domain)?.root;
+        if iova >= self.bounds().iova_limit {
             return None;
         }
-        translate::<_, PageEntry>(&self.tables, shape, iova)
+        translate::<_, V::Entry>(&self.tables, self.vendor.shape(root), iova)
     }
 
     /// Calls `each` for every leaf of a domain, lowest device address first, until it says
     /// `false`. Returns whether all were seen; `false` also where there is no such domain.
     pub fn for_each_leaf(&self, domain: DomainId, mut each: impl FnMut(Leaf) -> bool) -> bool {
         self.domains.get(domain).is_some_and(|domain| {
-            for_leaves::<_, PageEntry>(&self.tables, domain.root, self.levels, 0, &mut each)
+            let levels = self.vendor.shape(domain.root).levels;
+            for_leaves::<_, V::Entry>(&self.tables, domain.root, levels, 0, &mut each)
         })
+    }
+
+    /// How many levels the tables of its domains have.
+    #[must_use]
+    pub fn levels(&self) -> u32 {
+        self.vendor.shape(self.top).levels
     }
 }
