@@ -114,12 +114,12 @@ pub enum InterruptError {
     /// The vector is below 16, or the APIC id means all processors or does not fit (8 bits unless
     /// the unit was prepared for 32).
     BadTarget(InterruptTarget),
-    /// AMD-Vi: there is no such index: it is that of a vector below 16, or of a delivery mode that
-    /// is neither fixed nor lowest priority.
+    /// There is no such index: it lies beyond VT-d's table, or is that of a vector below 16 or of a
+    /// delivery mode that is neither fixed nor lowest priority (AMD-Vi).
     BadIndex(InterruptHandle),
     /// The entry is not set, or it is another device's.
     NotSet(InterruptHandle),
-    /// AMD-Vi: the entry is set, or was cleared and that was not flushed.
+    /// The entry is set, or was cleared and that was not flushed.
     InUse(InterruptHandle),
     /// Every entry of the table that is this device's is in use.
     Full(RequesterId),

@@ -282,6 +282,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// As [`enable`](Self::enable), over the queue that firmware or an earlier kernel left running
     /// and [`EnableError::QueueRuns`] named; `queue` reaches its memory.
     ///
+    /// Where the tables that are replaced have a domain with the id of one here, the translations of
+    /// both can mix until this returns: choose ids that are not in use there.
+    ///
     /// # Errors
     /// See [`EnableError`].
     pub fn enable_over<Q: TableMemory>(&mut self, queue: &mut Q) -> Result<(), EnableError> {
@@ -289,6 +292,11 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             Self::VtD(unit) => unit.enable_over(queue),
             Self::AmdVi(unit) => unit.enable(),
         }
+    }
+
+    /// Whether the tables were prepared and the unit has never seen them.
+    pub(crate) const fn is_prepared(&self) -> bool {
+        either!(self, unit => unit.is_prepared())
     }
 
     /// The architecture of the unit.
@@ -553,6 +561,19 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         target: InterruptTarget,
     ) -> Result<(InterruptHandle, Pending), InterruptError> {
         either!(self, unit => unit.allocate_interrupt(source, target))
+    }
+
+    /// As [`allocate_interrupt`](Self::allocate_interrupt), for an index that is given: what the
+    /// device or an I/O APIC pin already sends.
+    ///
+    /// # Errors
+    /// See [`InterruptError`].
+    pub fn set_interrupt(
+        &mut self,
+        handle: InterruptHandle,
+        target: InterruptTarget,
+    ) -> Result<Pending, InterruptError> {
+        either!(self, unit => unit.set_interrupt(handle, target))
     }
 
     /// Sends the interrupts of an entry elsewhere, without losing one.

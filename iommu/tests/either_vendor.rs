@@ -1,5 +1,8 @@
 //! The type for units of either vendor, driven by one code against both strict models.
 
+#[path = "both/host.rs"]
+mod host;
+
 use handoff_abi::{
     AmdViUnit, ApicId, DomainId, InterruptTarget, PhysAddr, PhysRange, RequesterId,
     UnitDescription, UnitKind,
@@ -46,6 +49,14 @@ trait Machine {
     fn write(&self, device: RequesterId, iova: u64) -> Option<u64>;
     /// What an interrupt message of the device raises.
     fn message(&self, device: RequesterId, address: u64, data: u32) -> Option<(u32, u8)>;
+    /// Lets a device write to `iova` whenever the driver does something.
+    fn attack(&self, device: RequesterId, iova: u64);
+    /// Where each such write landed.
+    fn attacks(&self) -> Vec<(RequesterId, Option<u64>)>;
+    /// Whether translation or interrupt remapping was switched off since this was asked last.
+    fn was_off(&self) -> bool;
+    /// The unit executes no command any more, or does again.
+    fn stand_still(&self, still: bool);
     fn sound(&self);
 
     fn arena(&self) -> PhysRange {
@@ -112,6 +123,29 @@ impl Machine for VtD {
         }
     }
 
+    fn attack(&self, device: RequesterId, iova: u64) {
+        self.0.attack(0, device.0, iova);
+    }
+
+    fn attacks(&self) -> Vec<(RequesterId, Option<u64>)> {
+        let attacks = self.0.take_attacks().into_iter();
+        attacks
+            .map(|attack| (RequesterId(attack.sid), attack.result.ok()))
+            .collect()
+    }
+
+    fn was_off(&self) -> bool {
+        // TE and IRE of GCMD.
+        let fence = 1 << 31 | 1 << 25;
+        let off = |event| matches!(event, iommu_model::Event::CommandDone { bit, on: false, .. } if bit & fence != 0);
+        self.0.take_events().into_iter().any(off)
+    }
+
+    fn stand_still(&self, still: bool) {
+        use iommu_model::Injection::{Nothing, StuckQueue};
+        self.0.inject(0, if still { StuckQueue } else { Nothing });
+    }
+
     fn sound(&self) {
         self.0.audit();
         self.0.assert_no_violations();
@@ -175,6 +209,28 @@ impl Machine for AmdVi {
             } => Some((destination, vector)),
             _ => None,
         }
+    }
+
+    fn attack(&self, device: RequesterId, iova: u64) {
+        self.0.attack(0, device.0, iova);
+    }
+
+    fn attacks(&self) -> Vec<(RequesterId, Option<u64>)> {
+        let attacks = self.0.take_attacks().into_iter();
+        attacks
+            .map(|attack| (RequesterId(attack.sid), attack.result.ok()))
+            .collect()
+    }
+
+    fn was_off(&self) -> bool {
+        let off = |event| matches!(event, iommu_model::amd::Event::Control { value, .. } if value & 1 == 0);
+        self.0.take_events().into_iter().any(off)
+    }
+
+    fn stand_still(&self, still: bool) {
+        use iommu_model::amd::Injection::{Nothing, StuckCommands};
+        self.0
+            .inject(0, if still { StuckCommands } else { Nothing });
     }
 
     fn sound(&self) {

@@ -5,6 +5,7 @@
 //! their own under `target/mutants`, one mutant at a time is applied there, and the tests are run
 //! against it. A mutant that does not apply, does not compile or that no test notices is an error.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// What the copied workspace is made of.
 const CRATES: [&str; 3] = ["handoff-abi", "iommu", "iommu/model"];
+/// Where it has them. Cargo tells what it built by names, versions and places inside the workspace:
+/// with the places of the repository, the next build there would find mutants ready-made.
+const PLACE: &str = "mutant";
 /// What the names of AMD-Vi's mutants begin with.
 const AMD: &str = "amd-";
 /// The longest a run of the tests may take. A mutant that hangs them is caught by that.
@@ -119,7 +123,7 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
-    /// The integration tests of `iommu` that have to notice.
+    /// The integration test of `iommu` for it.
     const fn tests(self) -> &'static str {
         match self {
             Self::Vtd => "strict_vtd",
@@ -160,21 +164,24 @@ pub(crate) fn run(
     let path = base.join("lock");
     let lock = fs::File::create(&path).map_err(at(&path))?;
     lock.lock().map_err(at(&path))?;
-    let workspace = Workspace::copy(root, &base, target, driver)?;
-    match workspace.test()? {
-        Verdict::Survived => {}
-        other => {
-            let outcome = Outcome {
-                name: "no mutant".into(),
-                breaks: "nothing".into(),
-                verdict: other,
-            };
-            return Err(Error::Baseline(outcome.to_string()));
+    let workspace = Workspace::copy(root, &base, target)?;
+    let tests: BTreeSet<&str> = mutants.iter().map(|mutant| mutant.test(driver)).collect();
+    for test in tests {
+        match workspace.test(test)? {
+            Verdict::Survived => {}
+            other => {
+                let outcome = Outcome {
+                    name: format!("no mutant, {test}"),
+                    breaks: "nothing".into(),
+                    verdict: other,
+                };
+                return Err(Error::Baseline(outcome.to_string()));
+            }
         }
     }
     let mut outcomes = Vec::new();
     for mutant in mutants {
-        let verdict = workspace.with(&mutant)?;
+        let verdict = workspace.with(&mutant, mutant.test(driver))?;
         let outcome = Outcome {
             name: mutant.name,
             breaks: mutant.breaks,
@@ -196,11 +203,18 @@ struct Mutant {
     name: String,
     breaks: String,
     file: PathBuf,
+    /// The integration test that has to notice, where it is not the driver's.
+    test: Option<String>,
     original: String,
     replacement: String,
 }
 
 impl Mutant {
+    /// The integration test of `iommu` that has to notice.
+    fn test(&self, driver: Driver) -> &str {
+        self.test.as_deref().unwrap_or(driver.tests())
+    }
+
     fn all(directory: &Path) -> Result<Vec<Self>, Error> {
         let mut paths = Vec::new();
         for entry in fs::read_dir(directory).map_err(at(directory))? {
@@ -213,8 +227,8 @@ impl Mutant {
         paths.iter().map(|path| Self::read(path)).collect()
     }
 
-    /// The form: `file:` and `breaks:` lines, `--- original`, the snippet, `+++ mutant`, the
-    /// replacement.
+    /// The form: `file:` and `breaks:` lines, a `test:` line where it is not the driver's test that
+    /// has to notice, `--- original`, the snippet, `+++ mutant`, the replacement.
     fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(at(path))?;
         let malformed = |why| Error::Malformed(path.into(), why);
@@ -239,6 +253,7 @@ impl Mutant {
                 .unwrap_or_default(),
             breaks: field("breaks:").ok_or(malformed("no line `breaks:`"))?,
             file: field("file:").ok_or(malformed("no line `file:`"))?.into(),
+            test: field("test:"),
             original: original.into(),
             replacement: replacement.into(),
         })
@@ -250,17 +265,16 @@ struct Workspace {
     root: PathBuf,
     base: PathBuf,
     target: PathBuf,
-    driver: Driver,
 }
 
 impl Workspace {
-    fn copy(from: &Path, base: &Path, target: &Path, driver: Driver) -> Result<Self, Error> {
+    fn copy(from: &Path, base: &Path, target: &Path) -> Result<Self, Error> {
         let root = base.join("workspace");
         if root.exists() {
             fs::remove_dir_all(&root).map_err(at(&root))?;
         }
         for name in CRATES {
-            copy_directory(&from.join(name), &root.join(name))?;
+            copy_directory(&from.join(name), &root.join(PLACE).join(name))?;
         }
         let lock = from.join("Cargo.lock");
         fs::copy(&lock, root.join("Cargo.lock")).map_err(at(&lock))?;
@@ -272,13 +286,12 @@ impl Workspace {
             root,
             base: base.to_path_buf(),
             target: target.to_path_buf(),
-            driver,
         })
     }
 
     /// The verdict on one mutant; the source is put back as it was.
-    fn with(&self, mutant: &Mutant) -> Result<Verdict, Error> {
-        let path = self.root.join(&mutant.file);
+    fn with(&self, mutant: &Mutant, test: &str) -> Result<Verdict, Error> {
+        let path = self.root.join(PLACE).join(&mutant.file);
         let source = fs::read_to_string(&path).map_err(at(&path))?;
         let times = source.matches(&mutant.original).count();
         if times != 1 {
@@ -286,16 +299,16 @@ impl Workspace {
         }
         let mutated = source.replacen(&mutant.original, &mutant.replacement, 1);
         fs::write(&path, mutated).map_err(at(&path))?;
-        let verdict = self.test();
+        let verdict = self.test(test);
         fs::write(&path, source).map_err(at(&path))?;
         verdict
     }
 
-    fn cargo(&self, arguments: &[&str]) -> Command {
+    fn cargo(&self, test: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command
             .args(["test", "--offline", "--quiet", "-p", "iommu"])
-            .args(["--test", self.driver.tests()])
+            .args(["--test", test])
             .args(arguments)
             .current_dir(&self.root)
             .env("CARGO_TARGET_DIR", &self.target)
@@ -310,13 +323,13 @@ impl Workspace {
         command
     }
 
-    /// Builds and runs the tests. `Survived` says that all passed.
-    fn test(&self) -> Result<Verdict, Error> {
-        let (built, output) = self.run(self.cargo(&["--no-run"]), "build", BUILD_LIMIT)?;
+    /// Builds and runs an integration test. `Survived` says that all of it passed.
+    fn test(&self, test: &str) -> Result<Verdict, Error> {
+        let (built, output) = self.run(self.cargo(test, &["--no-run"]), "build", BUILD_LIMIT)?;
         if !built.is_some_and(|status| status.success()) {
             return Ok(Verdict::DoesNotCompile(last_lines(&output, 30)));
         }
-        let (ran, output) = self.run(self.cargo(&["--no-fail-fast"]), "run", LIMIT)?;
+        let (ran, output) = self.run(self.cargo(test, &["--no-fail-fast"]), "run", LIMIT)?;
         Ok(match ran {
             None => Verdict::Hung,
             Some(status) if status.success() => Verdict::Survived,
@@ -389,7 +402,10 @@ fn last_lines(text: &str, count: usize) -> String {
 /// The root manifest with only the crates that are copied. The profiles stay, so that dependencies
 /// which are built already serve here too.
 fn reduced_manifest(text: &str) -> String {
-    let members: String = CRATES.iter().map(|c| format!("    \"{c}\",\n")).collect();
+    let members: String = CRATES
+        .iter()
+        .map(|name| format!("    \"{PLACE}/{name}\",\n"))
+        .collect();
     let mut out = format!("[workspace]\nresolver = \"3\"\nmembers = [\n{members}]\n");
     let mut keep = false;
     for line in text.lines() {
@@ -397,7 +413,8 @@ fn reduced_manifest(text: &str) -> String {
             keep = line != "[workspace]";
         }
         if keep {
-            out.push_str(line);
+            let line = line.replace("path = \"", &format!("path = \"{PLACE}/"));
+            out.push_str(&line);
             out.push('\n');
         }
     }
@@ -444,5 +461,15 @@ mod tests {
         assert!(reduced.contains("[workspace.package]\nversion = \"1\""));
         assert!(!reduced.contains("exclude") && !reduced.contains("\"x\""));
         assert!(reduced.contains("abort"));
+    }
+
+    #[test]
+    fn the_copy_is_nowhere_in_its_workspace_where_the_repository_has_it() {
+        let text = "[workspace]\nmembers = [\n\"iommu\",\n]\n[workspace.dependencies]\n\
+            iommu = { version = \"1\", path = \"iommu\" }\ncrc = \"3\"\n[profile.dev]\nopt-level = 1\n";
+        let reduced = reduced_manifest(text);
+        assert!(reduced.contains("\"mutant/iommu\",") && !reduced.contains("\"iommu\""));
+        assert!(reduced.contains("path = \"mutant/iommu\""));
+        assert!(reduced.contains("crc = \"3\"") && reduced.contains("opt-level = 1"));
     }
 }

@@ -199,6 +199,11 @@ impl<V, M> Driver<V, M> {
         self.arena.free_frames()
     }
 
+    /// Whether the unit has never seen these tables.
+    pub(crate) const fn is_prepared(&self) -> bool {
+        matches!(self.phase, Phase::Prepared)
+    }
+
     /// The domains it has.
     pub fn domain_ids(&self) -> impl Iterator<Item = DomainId> + '_ {
         self.domains.ids()

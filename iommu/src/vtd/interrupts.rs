@@ -54,13 +54,17 @@ impl InterruptTable {
         (0..self.entries).map(|index| index as u16)
     }
 
+    const fn has(&self, index: u16) -> bool {
+        (index as u32) < self.entries
+    }
+
     const fn slot(&self, index: u16) -> PhysAddr {
         offset(self.base, index as u64 * Self::ENTRY)
     }
 
     /// The entry, all zero for an index beyond the table.
     pub(super) fn load<M: TableMemory>(&self, tables: &Tables<M>, index: u16) -> InterruptEntry {
-        if u32::from(index) >= self.entries {
+        if !self.has(index) {
             return InterruptEntry { low: 0, high: 0 };
         }
         let (low, high) = tables.load_pair(self.slot(index));
@@ -132,16 +136,50 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             .interrupts
             .find_free(&self.tables)
             .ok_or(InterruptError::Full(source))?;
-        self.tables
-            .install_pair(self.vendor.interrupts.slot(index), entry.low, entry.high);
-        self.installed();
         let handle = handle(source, index);
-        let pending = if self.vendor.caches_not_present() {
+        Ok((handle, self.install_interrupt(handle, entry)))
+    }
+
+    /// As [`allocate_interrupt`](Self::allocate_interrupt), for an index that is given: what a device
+    /// already sends, because its messages went through another table.
+    ///
+    /// # Errors
+    /// See [`InterruptError`].
+    pub fn set_interrupt(
+        &mut self,
+        handle: InterruptHandle,
+        target: InterruptTarget,
+    ) -> Result<Pending, InterruptError> {
+        let extended = self.vendor.interrupts.extended();
+        let entry = InterruptEntry::present(handle.source, target, TriggerMode::Edge, extended)
+            .ok_or(InterruptError::BadTarget(target))?;
+        if !self.vendor.interrupts.has(handle.index) {
+            return Err(InterruptError::BadIndex(handle));
+        }
+        if !self
+            .vendor
+            .interrupts
+            .load(&self.tables, handle.index)
+            .is_empty()
+        {
+            return Err(InterruptError::InUse(handle));
+        }
+        Ok(self.install_interrupt(handle, entry))
+    }
+
+    /// Writes an entry that is empty.
+    fn install_interrupt(&mut self, handle: InterruptHandle, entry: InterruptEntry) -> Pending {
+        self.tables.install_pair(
+            self.vendor.interrupts.slot(handle.index),
+            entry.low,
+            entry.high,
+        );
+        self.installed();
+        if self.vendor.caches_not_present() {
             self.interrupt_changed(handle, false)
         } else {
             self.pending()
-        };
-        Ok((handle, pending))
+        }
     }
 
     fn interrupt_changed(&self, handle: InterruptHandle, retire: bool) -> Pending {

@@ -289,7 +289,7 @@ impl Rig {
 
     /// Keeps the unit from telling of a device.
     pub(crate) fn silence(&mut self, device: RequesterId) {
-        let silenced = self.units[0].silence(device, true);
+        let silenced = self.units[0].silence(device, true).unwrap();
         self.flush(silenced);
     }
 
