@@ -64,5 +64,5 @@ gdt_pointer:
 pml4: .skip 0x1000
 pointers: .skip 0x1000
 directories: .skip 0x4000
-    .skip 0x4000
+    .skip 0x10000
 boot_stack_top:

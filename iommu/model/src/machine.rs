@@ -163,6 +163,38 @@ impl State {
         self.action(false);
     }
 
+    /// A store of 16 bytes at once, as CMPXCHG16B makes it.
+    fn store_pair(&mut self, at: u64, pair: (u64, u64)) {
+        self.counters.stores += 1;
+        if !at.is_multiple_of(16) {
+            let detail = format!("16 bytes at {at:#x}");
+            self.log.broken(0, Rule::MemoryAccessMisaligned, detail);
+            return;
+        }
+        let old = (self.memory.processor(at), self.memory.processor(at + 8));
+        for unit in &mut self.units {
+            if unit.pending_slot(at) && old != pair {
+                let detail = format!("{pair:x?} at {at:#x}");
+                self.log
+                    .broken(unit.number, Rule::PendingDescriptorOverwritten, detail);
+            }
+            if unit.config.coherent {
+                unit.delay_write(at, old.0);
+                unit.delay_write(at + 8, old.1);
+            }
+            unit.check_pair(&self.memory, &mut self.log, at, pair);
+        }
+        self.memory.store_pair(at, pair);
+        for unit in &mut self.units {
+            unit.after_store(&self.memory, at);
+            unit.prefetch_after(&self.memory, at);
+        }
+        if matches!(self.config.schedule, Schedule::Random(_)) && self.random(3) == 0 {
+            self.write_line_back(at);
+        }
+        self.action(false);
+    }
+
     fn write_line_back(&mut self, at: u64) {
         let changed = self.memory.write_line_back(at);
         for unit in &mut self.units {
@@ -298,6 +330,12 @@ impl Machine {
         self.0.borrow().counters
     }
 
+    /// How many stores were made so far to the pages that `length` bytes from `base` are in.
+    #[must_use]
+    pub fn stores_to(&self, base: u64, length: u64) -> u64 {
+        self.0.borrow().memory.stores_to(base, length)
+    }
+
     /// The history since the last call.
     #[must_use]
     pub fn take_events(&self) -> Vec<Event> {
@@ -399,6 +437,14 @@ impl TableMemory for Tables {
             state.write_line_back(line);
         }
         state.action(false);
+    }
+}
+
+impl Tables {
+    /// Writes 16 bytes at `at`, a multiple of 16, in one store, `low` first in memory. The drivers
+    /// that the model is for do without; others do not.
+    pub fn store_pair(&mut self, at: PhysAddr, low: u64, high: u64) {
+        self.0.0.borrow_mut().store_pair(at.0, (low, high));
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) type Page = [u64; 512];
 pub(crate) struct Memory {
     processor: ByPage<Box<Page>>,
     written_back: ByPage<Box<Page>>,
+    /// How often a processor stored to each page.
+    stores: ByPage<u64>,
     /// What memory holds before anyone wrote it.
     untouched: fn(u64) -> u64,
 }
@@ -46,6 +48,7 @@ impl Memory {
         Self {
             processor: ByPage::default(),
             written_back: ByPage::default(),
+            stores: ByPage::default(),
             untouched,
         }
     }
@@ -105,7 +108,21 @@ impl Memory {
     }
 
     pub(crate) fn store(&mut self, at: u64, value: u64) {
+        *self.stores.entry(at / 4096).or_default() += 1;
         self.write(false, at, value);
+    }
+
+    /// As [`store`](Self::store), 16 bytes that are seen at once.
+    pub(crate) fn store_pair(&mut self, at: u64, (low, high): (u64, u64)) {
+        *self.stores.entry(at / 4096).or_default() += 1;
+        self.write(false, at, low);
+        self.write(false, at + 8, high);
+    }
+
+    /// How often a processor stored to the pages that `length` bytes from `at` are in.
+    pub(crate) fn stores_to(&self, at: u64, length: u64) -> u64 {
+        let pages = at / 4096..(at + length).div_ceil(4096);
+        pages.filter_map(|page| self.stores.get(&page)).sum()
     }
 
     /// Writes the line that holds `at` back; gives the words that change for a unit that does not

@@ -49,6 +49,33 @@ impl Unit {
         }
     }
 
+    /// Looks at a store of 16 bytes before it is made. An entry that is written whole is not torn;
+    /// what it held before must be gone all the same. Other structures are not written so by any
+    /// driver, and are looked at word by word.
+    pub(crate) fn check_pair(&mut self, memory: &Memory, log: &mut Log, at: u64, pair: (u64, u64)) {
+        let old = (memory.processor(at), memory.processor(at + 8));
+        if old == pair || self.injected.gone {
+            return;
+        }
+        match self.context_pages.get(&(at >> 12)) {
+            Some(&bus) if self.translating() => {
+                let sid = u16::from(bus) << 8 | (at >> 4 & 0xff) as u16;
+                let live = self.live_contexts.get(&sid).copied();
+                let detail = format!("context entry {sid:#06x}: {old:x?} becomes {pair:x?}");
+                if pair.0 & 1 != 0 {
+                    self.check_context(log, sid, pair, live, &detail);
+                } else if live.is_some() && old.1 != pair.1 {
+                    let rule = Rule::EntryReusedBeforeInvalidation;
+                    log.broken(self.number, rule, detail);
+                }
+            }
+            _ => {
+                self.check_store(memory, log, at + 8, old.1, pair.1);
+                self.check_store(memory, log, at, old.0, pair.0);
+            }
+        }
+    }
+
     fn check_root_store(&self, memory: &Memory, log: &mut Log, at: u64, value: u64) {
         let (old, new) = Self::entry_words(memory, at, value);
         let bus = at >> 4 & 0xff;
@@ -82,9 +109,22 @@ impl Unit {
                 log.broken(number, Rule::EntryReusedBeforeInvalidation, detail.clone());
             }
         }
-        if new.0 & 1 == 0 || old.0 == new.0 {
-            return;
+        if new.0 & 1 != 0 && old.0 != new.0 {
+            self.check_context(log, sid, new, live, &detail);
         }
+    }
+
+    /// Looks at a context entry that becomes present, or another.
+    fn check_context(
+        &mut self,
+        log: &mut Log,
+        sid: u16,
+        new: (u64, u64),
+        live: Option<(u64, u64)>,
+        detail: &str,
+    ) {
+        let number = self.number;
+        let detail = detail.to_owned();
         let silence = 2;
         if let Some(live) = live
             && (live.0 & !silence != new.0 & !silence || live.1 != new.1)

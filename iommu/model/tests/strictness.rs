@@ -426,6 +426,38 @@ fn a_write_buffer_holds_stores_back() {
 }
 
 #[test]
+fn an_entry_that_is_written_whole_is_not_torn_and_can_be_reused_too_early() {
+    let at = PhysAddr(Hand::context_at());
+    let entry = |domain: usize| (TABLES[domain] | 1, (domain as u64 + 1) << 8 | 1);
+    let mut hand = Hand::new(UnitConfig::default());
+    hand.bring_up();
+    let stores = hand.machine.stores_to(CONTEXT, 1);
+    hand.tables.store_pair(at, entry(0).0, entry(0).1);
+    assert_eq!(hand.machine.stores_to(CONTEXT, 1), stores + 1);
+    hand.tables.store_pair(at, entry(0).0, entry(0).1);
+    hand.machine.assert_no_violations();
+    assert_eq!(write(&hand), Ok(FRAMES[0]));
+    // Another domain in its place, and what is left of it in the caches.
+    hand.tables.store_pair(at, entry(1).0, entry(1).1);
+    hand.broke(Rule::EntryReusedBeforeInvalidation);
+    assert_eq!(write(&hand), Ok(FRAMES[0]));
+
+    // Emptied at once.
+    let mut hand = up();
+    hand.tables.store_pair(at, 0, 0);
+    hand.broke(Rule::EntryReusedBeforeInvalidation);
+
+    let mut hand = up();
+    let next = PhysAddr(at.0 + 16);
+    hand.tables.store_pair(next, entry(1).0, entry(0).1);
+    hand.broke(Rule::DomainIdWithTwoTables);
+
+    let mut hand = up();
+    hand.tables.store_pair(PhysAddr(at.0 + 8), 0, 0);
+    hand.broke(Rule::MemoryAccessMisaligned);
+}
+
+#[test]
 fn torn_and_reused_entries_bite() {
     // Present first, upper half later.
     let mut hand = Hand::new(UnitConfig::default());

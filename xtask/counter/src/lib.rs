@@ -1,7 +1,7 @@
 //! A plugin for QEMU that counts the instructions each CPU executes between *marks*.
 //!
 //! A mark is an instruction that does nothing, a long NOP with a displacement that no compiler makes
-//! (`examples/support/src/mark.rs`), so marking changes neither the devices nor the time of what is
+//! (`xtask/counter/mark`), so marking changes neither the devices nor the time of what is
 //! measured. At each mark the plugin writes into the emulator's log, among the trace of the devices,
 //! so one file has everything in its order:
 //!

@@ -1,7 +1,8 @@
-//! `cargo xtask bench`: what a swap costs, in instructions and accesses that repeat exactly, and in
-//! wall time beside the ways there are today. Figures, not tests.
+//! `cargo xtask bench`: what a swap and a move of devices cost, in instructions and accesses that
+//! repeat exactly, and a swap in wall time beside the ways there are today. Figures, not tests.
 
 mod counted;
+mod moves;
 mod spent;
 
 use std::fs;
@@ -34,9 +35,12 @@ const SHOWN: usize = 8;
 /// What is to be measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct BenchOptions {
-    /// Only the part that counts instructions and accesses.
+    /// Only the parts that count instructions and accesses.
     #[arg(long)]
     pub(crate) counted: bool,
+    /// Only the part that moves devices from domain to domain.
+    #[arg(long)]
+    pub(crate) moves: bool,
     /// How often the kernel is swapped.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) swaps: u64,
@@ -45,6 +49,8 @@ pub(crate) struct BenchOptions {
 /// The figures.
 #[derive(Clone, Debug, Serialize)]
 struct Bench {
+    moves: Vec<moves::Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     counted: Vec<counted::Swap>,
     #[serde(skip_serializing_if = "Option::is_none")]
     wall: Option<Wall>,
@@ -60,19 +66,28 @@ struct Wall {
 
 /// Measures.
 pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen) -> Result<()> {
-    let images = build::run(toolchain, &build::KERNELS, screen)?;
     let directory = paths::target().join("bench");
     fs::create_dir_all(&directory)?;
-    let counted = count(&images, &directory, toolchain, screen)?;
-    let wall = if options.counted {
-        None
-    } else {
-        Some(compare(options, &images, &directory, screen)?)
-    };
+    let step = screen.step("The counter");
+    let plugin = counted::plugin(toolchain, &step)?;
+    step.done("built");
+    let moves = moves::run(&directory, &plugin, toolchain, screen)?;
+    let (mut counted, mut wall) = (Vec::new(), None);
+    if !options.moves {
+        let images = build::run(toolchain, &build::KERNELS, screen)?;
+        counted = count(&images, &plugin, &directory, screen)?;
+        if !options.counted {
+            wall = Some(compare(options, &images, &directory, screen)?);
+        }
+    }
     let file = directory.join("bench.json");
     fs::write(
         &file,
-        serde_json::to_string_pretty(&Bench { counted, wall })?,
+        serde_json::to_string_pretty(&Bench {
+            moves,
+            counted,
+            wall,
+        })?,
     )?;
     screen.line(&format!("  figures  {}", paths::shown(&file)));
     Ok(())
@@ -81,15 +96,14 @@ pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen
 /// The chain on a machine whose time is instructions, more than once.
 fn count(
     images: &Images,
+    plugin: &Path,
     directory: &Path,
-    toolchain: &Toolchain,
     screen: &Screen,
 ) -> Result<Vec<counted::Swap>> {
     let step = screen.step("Swaps, counted");
-    let plugin = counted::plugin(toolchain, &step)?;
     let mut runs = (1..=RUNS).map(|run| {
         let directory = directory.join(format!("counted-{run}"));
-        counted::run(images, &plugin, &directory, &step)
+        counted::run(images, plugin, &directory, &step)
     });
     let first = runs.next().context("there is a first run")??;
     for again in runs {

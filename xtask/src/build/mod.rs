@@ -69,6 +69,14 @@ pub(crate) const MINIMAL: Recipe = Recipe {
     flags: &[],
 };
 
+/// The kernel that moves devices for the bench.
+pub(crate) const MOVES: Recipe = Recipe {
+    name: "moves",
+    package: "moves",
+    opt_level: "3",
+    flags: &[],
+};
+
 /// The images, built.
 #[derive(Clone, Debug)]
 pub(crate) struct Images {

@@ -16,7 +16,7 @@ use crate::setup::Toolchain;
 use crate::ui::{Screen, Step};
 
 /// Packages that are for the kernels' target only.
-const KERNEL_PACKAGES: [&str; 4] = ["alpha", "beta", "minimal", "baton-support"];
+const KERNEL_PACKAGES: [&str; 5] = ["alpha", "beta", "minimal", "moves", "baton-support"];
 
 /// The libraries, in the order of their arrows.
 const LIBRARIES: [&str; 4] = ["handoff-abi", "acpi-capture", "iommu", "partition-core"];

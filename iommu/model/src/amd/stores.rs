@@ -225,15 +225,44 @@ impl Unit {
         let word = (at / 8 % 4) as usize;
         let mut new = old;
         new.0[word] = value;
+        // What is reported of a device may change at any time.
+        let suppressions = 3 << 33;
+        if word == 1 && new.passes_memory() && (old.0[1] ^ value) & !suppressions != 0 {
+            let detail = format!("entry {sid:#06x}: {:x?} becomes {:x?}", old.0, new.0);
+            log.broken(number, Rule::TornEntry, detail);
+        }
+        self.check_entry(log, sid, old, new);
+    }
+
+    /// Looks at a store of 16 bytes before it is made. Half an entry that is written whole is not
+    /// torn; what it held before must be gone all the same. Other structures are not written so by
+    /// any driver, and are looked at word by word.
+    pub(crate) fn check_pair(&mut self, memory: &Memory, log: &mut Log, at: u64, pair: (u64, u64)) {
+        let words = (memory.processor(at), memory.processor(at + 8));
+        if words == pair || self.injected.gone || !self.enabled() {
+            return;
+        }
+        let entry = self
+            .entry_holding(at)
+            .and_then(|sid| Some((sid, self.entry_in_memory(memory, sid)?)));
+        let Some((sid, old)) = entry else {
+            self.check_store(memory, log, at + 8, words.1, pair.1);
+            self.check_store(memory, log, at, words.0, pair.0);
+            return;
+        };
+        let half = (at / 8 % 4) as usize;
+        let mut new = old;
+        (new.0[half], new.0[half + 1]) = pair;
+        self.check_entry(log, sid, old, new);
+    }
+
+    /// Looks at a device table entry that becomes another.
+    fn check_entry(&mut self, log: &mut Log, sid: u16, old: DeviceEntry, new: DeviceEntry) {
+        let number = self.number;
         let mut findings = Findings::default();
         self.check_contents(sid, &new, &mut findings);
         findings.report(number, log);
         let detail = format!("entry {sid:#06x}: {:x?} becomes {:x?}", old.0, new.0);
-        // What is reported of a device may change at any time.
-        let suppressions = 3 << 33;
-        if word == 1 && new.passes_memory() && (old.0[1] ^ value) & !suppressions != 0 {
-            log.broken(number, Rule::TornEntry, detail.clone());
-        }
         let fence = self.config.fence_rules;
         let mut reused = || {
             if fence {

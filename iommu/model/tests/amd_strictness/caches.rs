@@ -184,6 +184,38 @@ fn a_unit_that_does_not_snoop_sees_only_lines_written_back() {
 }
 
 #[test]
+fn half_an_entry_that_is_written_whole_is_not_torn_and_can_be_reused_too_early() {
+    let at = PhysAddr(Hand::entry_at(SID));
+    let half = |domain: usize| (Hand::translating(domain), domain as u64 + 1);
+    let mut hand = Hand::new(UnitConfig::default());
+    hand.bring_up();
+    let stores = hand.machine.stores_to(at.0, 16);
+    hand.tables.store_pair(at, half(0).0, half(0).1);
+    assert_eq!(hand.machine.stores_to(at.0, 16), stores + 1);
+    hand.tables.store_pair(at, half(0).0, half(0).1);
+    hand.machine.assert_no_violations();
+    // Another domain in its place.
+    hand.tables.store_pair(at, half(1).0, half(1).1);
+    hand.broke(Rule::EntryReusedBeforeInvalidation);
+
+    // Denied at once, and no more: that is how it is taken back.
+    let mut hand = up();
+    hand.tables.store_pair(at, DENIED[0], DENIED[1]);
+    hand.machine.assert_no_violations();
+    hand.tables.store_pair(at, half(1).0, half(1).1);
+    hand.broke(Rule::EntryReusedBeforeInvalidation);
+
+    let mut hand = up();
+    let other = PhysAddr(Hand::entry_at(0x0200));
+    hand.tables.store_pair(other, half(1).0, half(0).1);
+    hand.broke(Rule::DomainIdWithTwoTables);
+
+    let mut hand = up();
+    hand.tables.store_pair(PhysAddr(at.0 + 8), 0, 0);
+    hand.broke(Rule::MemoryAccessMisaligned);
+}
+
+#[test]
 fn torn_and_reused_entries_bite() {
     // Permissions first, the domain later.
     let mut hand = Hand::new(UnitConfig::default());
