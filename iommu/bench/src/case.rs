@@ -26,7 +26,7 @@ impl Vendor {
     #[must_use]
     pub const fn ways(self) -> &'static [Way] {
         match self {
-            Self::VtD => &[Way::Batch, Way::Linux, Way::Xen, Way::Acrn],
+            Self::VtD => &[Way::Batch, Way::Switch, Way::Linux, Way::Xen, Way::Acrn],
             Self::AmdVi => &[Way::Batch, Way::Switch, Way::Linux, Way::Xen],
         }
     }
@@ -46,8 +46,8 @@ impl fmt::Display for Vendor {
 pub enum Way {
     /// Baton's, without preparation: all are blocked, and one batch of invalidations proves it.
     Batch,
-    /// Baton's, prepared: for more than a few devices a second table is written before, and is
-    /// exchanged for the one in force.
+    /// Baton's, prepared: second tables are written before, and are exchanged for those in force.
+    /// Left to itself Baton does so for more than eight devices.
     Switch,
     /// As Linux attaches a device to another domain.
     Linux,

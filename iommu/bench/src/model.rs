@@ -4,8 +4,9 @@ use core::fmt;
 use core::ops::{Add, Sub};
 use std::collections::BTreeSet;
 
-use handoff_abi::{FRAME_SIZE, PhysAddr, PhysRange};
-use iommu::amd::CapabilityHeader;
+use handoff_abi::{
+    AmdViUnit, FRAME_SIZE, PhysAddr, PhysRange, RequesterId, UnitDescription, UnitKind,
+};
 use iommu::{Deadline, MoveMethod, RegisterIo};
 use iommu_model::amd::Machine as AmdMachine;
 use iommu_model::{Machine as VtdMachine, MachineConfig, Schedule};
@@ -285,6 +286,7 @@ fn on<M: Strict>(platform: &OnModel<M>, case: Case) -> Result<Once, Wrong> {
 
 /// A model of either vendor.
 trait Strict: Clone {
+    const KIND: UnitKind;
     type Registers: RegisterIo;
     type Memory: WideMemory;
     type Clock: Deadline;
@@ -305,7 +307,7 @@ trait Strict: Clone {
 }
 
 macro_rules! strict {
-    ($machine:ty, $module:path, $length:literal, $queue:literal, $bytes:expr, $counted:expr) => {
+    ($machine:ty, $module:path, $kind:expr, $length:literal, $queue:literal, $bytes:expr, $counted:expr) => {
         const _: () = {
             use $module as model;
 
@@ -316,6 +318,7 @@ macro_rules! strict {
             }
 
             impl Strict for $machine {
+                const KIND: UnitKind = $kind;
                 type Registers = model::Registers;
                 type Memory = model::Tables;
                 type Clock = model::Clock;
@@ -371,6 +374,7 @@ macro_rules! strict {
 strict!(
     VtdMachine,
     iommu_model,
+    UnitKind::VtD,
     0x1000,
     0x90,
     |iqa| FRAME_SIZE << (iqa & 7),
@@ -387,6 +391,7 @@ strict!(
 strict!(
     AmdMachine,
     iommu_model::amd,
+    UnitKind::AmdVi,
     0x4000,
     0x8,
     |base| 16 << (base >> 56 & 0xf),
@@ -408,21 +413,26 @@ impl<M: Strict> Platform for OnModel<M> {
     type Memory = M::Memory;
     type Clock = M::Clock;
 
-    fn registers(&self) -> Self::Registers {
-        self.0.registers()
+    fn parts(&self) -> (M::Registers, M::Memory, M::Clock) {
+        (self.0.registers(), self.0.memory(), self.0.clock())
     }
-    fn memory(&self) -> Self::Memory {
-        self.0.memory()
+    fn description(&self) -> UnitDescription {
+        let base = PhysAddr(0xfed8_0000);
+        UnitDescription {
+            kind: M::KIND,
+            segment: 0,
+            registers: PhysRange::from_bounds(base, PhysAddr(base.0 + self.0.length())),
+            include_all: true,
+            amd_vi: (M::KIND == UnitKind::AmdVi).then_some(AmdViUnit {
+                function: RequesterId(8),
+                capability_offset: 0x40,
+                // Coherent.
+                flags: 1 << 5,
+            }),
+        }
     }
-    fn clock(&self) -> Self::Clock {
-        self.0.clock()
-    }
-    fn window(&self) -> PhysRange {
-        let base = PhysAddr(0xfed9_0000);
-        PhysRange::from_bounds(base, PhysAddr(base.0 + self.0.length()))
-    }
-    fn capability(&self) -> CapabilityHeader {
-        CapabilityHeader::from_bits_retain(self.1)
+    fn capability_header(&self) -> u32 {
+        self.1
     }
 }
 

@@ -1,7 +1,6 @@
 //! What a measurement runs on, and who watches it.
 
-use handoff_abi::{PhysAddr, PhysRange};
-use iommu::amd::CapabilityHeader;
+use handoff_abi::{PhysAddr, UnitDescription};
 use iommu::{Deadline, RegisterIo, TableMemory};
 
 /// Memory for tables in which 16 bytes can be stored at once, as other drivers do.
@@ -11,8 +10,6 @@ pub trait WideMemory: TableMemory {
 }
 
 /// One unit and the memory for its tables.
-///
-/// Whoever asks for registers or memory has given back what was asked for before.
 pub trait Platform {
     /// The unit's registers.
     type Registers: RegisterIo;
@@ -21,16 +18,12 @@ pub trait Platform {
     /// A clock.
     type Clock: Deadline;
 
-    /// The unit's registers.
-    fn registers(&self) -> Self::Registers;
-    /// The memory.
-    fn memory(&self) -> Self::Memory;
-    /// A clock.
-    fn clock(&self) -> Self::Clock;
-    /// Where the registers are.
-    fn window(&self) -> PhysRange;
+    /// All three. Whoever had them before has them no more.
+    fn parts(&self) -> (Self::Registers, Self::Memory, Self::Clock);
+    /// The unit, as firmware would describe it.
+    fn description(&self) -> UnitDescription;
     /// The head of the capability block of an AMD-Vi unit.
-    fn capability(&self) -> CapabilityHeader;
+    fn capability_header(&self) -> u32;
 }
 
 /// A part of a measurement.

@@ -1,13 +1,17 @@
 //! One measurement from the bring-up of a unit to its end.
 
-use core::fmt::{self, Write as _};
+use core::fmt;
 
-use handoff_abi::{DomainId, PhysAddr, PhysRange, RequesterId};
-use iommu::MoveMethod;
+use handoff_abi::{DomainId, PhysAddr, PhysRange, RequesterId, UnitKind};
+use iommu::{
+    AttachError, DomainError, EnableError, InvalidateError, MapError, MoveError, MoveMethod,
+    PrepareError,
+};
 
-use crate::case::{Case, Vendor, Way, devices};
+use crate::case::{Case, Way, devices};
+use crate::peers::{self, TimedOut};
 use crate::platform::{Observer, Platform};
-use crate::{ours, peers};
+use crate::{Vendor, ours};
 
 /// The domain the devices come from.
 pub const A: DomainId = DomainId(1);
@@ -29,42 +33,69 @@ pub const MEMORY: [PhysRange; 2] = [range(0x1000_0000, 0x1_0000), range(0x2000_0
 pub(crate) const PATIENCE: u32 = 1_000_000;
 
 /// What did not go well.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    step: &'static str,
-    reason: heapless::String<80>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The unit of the platform is of the other vendor than the case says.
+    OtherVendor,
+    /// Its tables were not laid out.
+    Prepare(PrepareError),
+    /// A domain was not made.
+    Domain(DomainError),
+    /// Memory was not mapped.
+    Map(MapError),
+    /// What was mapped was not flushed.
+    Invalidate(InvalidateError),
+    /// The unit was not brought up.
+    Enable(EnableError),
+    /// The move was not prepared.
+    Attach(AttachError),
+    /// Baton did not move the devices.
+    Move(MoveError),
+    /// Another way did not move them.
+    TimedOut(TimedOut),
+    /// The move was made, and the tables do not have this device in the new domain.
+    NotMoved(RequesterId),
 }
 
-impl Failure {
-    /// `error` at `step`; as much of it as there is room for.
-    pub(crate) fn at<E: fmt::Debug>(step: &'static str) -> impl FnOnce(E) -> Self {
-        move |error| {
-            let mut reason = heapless::String::new();
-            // What does not fit is cut off.
-            let _ = write!(reason, "{error:?}");
-            Self { step, reason }
+macro_rules! from {
+    ($($error:ident => $variant:ident),*) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+from!(
+    PrepareError => Prepare,
+    DomainError => Domain,
+    MapError => Map,
+    InvalidateError => Invalidate,
+    EnableError => Enable,
+    AttachError => Attach,
+    MoveError => Move,
+    TimedOut => TimedOut
+);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherVendor => f.write_str("the unit is of the other vendor"),
+            Self::Prepare(error) => error.fmt(f),
+            Self::Domain(error) => error.fmt(f),
+            Self::Map(error) => error.fmt(f),
+            Self::Invalidate(error) => error.fmt(f),
+            Self::Enable(error) => error.fmt(f),
+            Self::Attach(error) => error.fmt(f),
+            Self::Move(error) => error.fmt(f),
+            Self::TimedOut(error) => error.fmt(f),
+            Self::NotMoved(device) => write!(f, "{device} is not in the new domain"),
         }
     }
 }
 
-const NOT_MOVED: Failure = Failure {
-    step: "a device is not in the new domain",
-    reason: heapless::String::new(),
-};
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.step, self.reason)
-    }
-}
-
 impl core::error::Error for Failure {}
-
-impl From<peers::TimedOut> for Failure {
-    fn from(error: peers::TimedOut) -> Self {
-        Self::at("move")(error)
-    }
-}
 
 /// Brings the unit up, and moves the devices. Says how they were moved, where Baton chose.
 ///
@@ -75,50 +106,47 @@ pub fn run<P: Platform>(
     case: Case,
     observer: &mut impl Observer,
 ) -> Result<Option<MoveMethod>, Failure> {
+    let kind = platform.description().kind;
+    if (kind == UnitKind::AmdVi) != (case.vendor == Vendor::AmdVi) {
+        return Err(Failure::OtherVendor);
+    }
     let all = devices(case.devices);
-    let moved = match case.vendor {
-        Vendor::VtD => {
-            let mut unit = ours::vtd::bring_up(platform, &all)?;
-            if case.way.is_ours() {
-                let method = ours::vtd::batch(&mut unit, &all, observer)?;
-                let moved = |&device: &RequesterId| unit.domain_of(device) == Some(B);
-                return all
-                    .iter()
-                    .all(moved)
-                    .then_some(Some(method))
-                    .ok_or(NOT_MOVED);
-            }
-            drop(unit);
-            let mut unit = peers::vtd::Unit::take(platform);
-            match case.way {
-                Way::Xen => peers::all(&all, observer, |device| unit.xen(device)),
-                Way::Acrn => peers::all(&all, observer, |device| unit.acrn(device)),
-                _ => peers::all(&all, observer, |device| unit.linux(device)),
-            }?;
-            all.iter().all(|&device| unit.is_moved(device))
+    let mut unit = ours::bring_up(platform, &all)?;
+    match case.way {
+        Way::Batch | Way::Switch => {
+            let method = match case.way {
+                Way::Switch => ours::switch(&mut unit, &all, observer)?,
+                _ => ours::batch(&mut unit, &all, observer)?,
+            };
+            moved(&all, |device| unit.domain_of(device) == Some(B))?;
+            Ok(Some(method))
         }
-        Vendor::AmdVi => {
-            let mut unit = ours::amd::bring_up(platform, &all)?;
-            if case.way.is_ours() {
-                let method = match case.way {
-                    Way::Switch => ours::amd::switch(&mut unit, &all, observer),
-                    _ => ours::amd::batch(&mut unit, &all, observer),
+        Way::Linux | Way::Xen | Way::Acrn => {
+            let parts = unit.into_parts();
+            if case.vendor == Vendor::VtD {
+                let mut unit = peers::vtd::Unit::take(parts);
+                match case.way {
+                    Way::Xen => peers::all(&all, observer, |device| unit.xen(device)),
+                    Way::Acrn => peers::all(&all, observer, |device| unit.acrn(device)),
+                    _ => peers::all(&all, observer, |device| unit.linux(device)),
                 }?;
-                let moved = |&device: &RequesterId| unit.domain_of(device) == Some(B);
-                return all
-                    .iter()
-                    .all(moved)
-                    .then_some(Some(method))
-                    .ok_or(NOT_MOVED);
+                moved(&all, |device| unit.is_moved(device))?;
+            } else {
+                let mut unit = peers::amd::Unit::take(parts);
+                match case.way {
+                    Way::Xen => peers::all(&all, observer, |device| unit.xen(device)),
+                    _ => peers::all(&all, observer, |device| unit.linux(device)),
+                }?;
+                moved(&all, |device| unit.is_moved(device))?;
             }
-            drop(unit);
-            let mut unit = peers::amd::Unit::take(platform);
-            match case.way {
-                Way::Xen => peers::all(&all, observer, |device| unit.xen(device)),
-                _ => peers::all(&all, observer, |device| unit.linux(device)),
-            }?;
-            all.iter().all(|&device| unit.is_moved(device))
+            Ok(None)
         }
-    };
-    moved.then_some(None).ok_or(NOT_MOVED)
+    }
+}
+
+fn moved(devices: &[RequesterId], is: impl Fn(RequesterId) -> bool) -> Result<(), Failure> {
+    match devices.iter().find(|&&device| !is(device)) {
+        Some(&device) => Err(Failure::NotMoved(device)),
+        None => Ok(()),
+    }
 }

@@ -63,7 +63,7 @@ impl Unit {
                 let live = self.live_contexts.get(&sid).copied();
                 let detail = format!("context entry {sid:#06x}: {old:x?} becomes {pair:x?}");
                 if pair.0 & 1 != 0 {
-                    self.check_context(log, sid, pair, live, &detail);
+                    self.check_present(log, sid, pair, live, &detail);
                 } else if live.is_some() && old.1 != pair.1 {
                     let rule = Rule::EntryReusedBeforeInvalidation;
                     log.broken(self.number, rule, detail);
@@ -110,12 +110,12 @@ impl Unit {
             }
         }
         if new.0 & 1 != 0 && old.0 != new.0 {
-            self.check_context(log, sid, new, live, &detail);
+            self.check_present(log, sid, new, live, &detail);
         }
     }
 
     /// Looks at a context entry that becomes present, or another.
-    fn check_context(
+    fn check_present(
         &mut self,
         log: &mut Log,
         sid: u16,
@@ -123,16 +123,14 @@ impl Unit {
         live: Option<(u64, u64)>,
         detail: &str,
     ) {
-        let number = self.number;
-        let detail = detail.to_owned();
         let silence = 2;
         if let Some(live) = live
             && (live.0 & !silence != new.0 & !silence || live.1 != new.1)
         {
-            log.broken(number, Rule::EntryReusedBeforeInvalidation, detail.clone());
+            log.broken(self.number, Rule::EntryReusedBeforeInvalidation, detail);
         }
         self.live_contexts.insert(sid, new);
-        self.check_context(log, new, &detail);
+        self.check_context(log, new, detail);
     }
 
     /// Looks at every context entry that is present below a root table put into force.

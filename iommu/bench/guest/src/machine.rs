@@ -4,8 +4,7 @@ use core::arch::asm;
 use core::fmt;
 use core::ptr::NonNull;
 
-use handoff_abi::{PhysAddr, PhysRange};
-use iommu::amd::CapabilityHeader;
+use handoff_abi::{AmdViUnit, PhysAddr, PhysRange, RequesterId, UnitDescription, UnitKind};
 use iommu::mmio::{CacheFlush, DirectMemory, Mmio};
 use iommu::{Deadline, RegisterIo, TableMemory};
 use iommu_bench::{ARENA, Platform, STATUS, Vendor, WideMemory};
@@ -16,7 +15,7 @@ const VTD: PhysRange = range(0xfed9_0000, 0x1000);
 const AMD_VI: PhysRange = range(0xfed8_0000, 0x4000);
 
 /// The PCI function that an AMD-Vi unit is on this machine: device 1 on bus 0.
-const AMD_FUNCTION: u32 = 1 << 11;
+const AMD_FUNCTION: RequesterId = RequesterId(1 << 3);
 
 const fn range(base: u64, length: u64) -> PhysRange {
     PhysRange::from_bounds(PhysAddr(base), PhysAddr(base + length))
@@ -30,32 +29,54 @@ fn at(address: PhysAddr) -> NonNull<u8> {
 /// The machine, with one unit.
 pub(crate) struct Machine {
     vendor: Vendor,
-    capability: u32,
+    /// Where the AMD-Vi unit's capability block is in its configuration space.
+    capability_offset: u16,
 }
 
 impl Machine {
     /// Looks which unit the machine has. Where there is no AMD-Vi unit it is a VT-d one.
     pub(crate) fn find() -> Self {
         let there = configuration(AMD_FUNCTION, 0) != u32::MAX;
-        let mut offset = configuration(AMD_FUNCTION, 0x34) & 0xfc;
+        let mut offset = configuration(AMD_FUNCTION, 0x34) as u16 & 0xfc;
         while there && offset != 0 {
             let head = configuration(AMD_FUNCTION, offset);
             if head & 0xff == 0x0f {
                 return Self {
                     vendor: Vendor::AmdVi,
-                    capability: head,
+                    capability_offset: offset,
                 };
             }
-            offset = head >> 8 & 0xfc;
+            offset = (head >> 8) as u16 & 0xfc;
         }
         Self {
             vendor: Vendor::VtD,
-            capability: 0,
+            capability_offset: 0,
         }
     }
 
     pub(crate) const fn vendor(&self) -> Vendor {
         self.vendor
+    }
+
+    const fn window(&self) -> PhysRange {
+        match self.vendor {
+            Vendor::VtD => VTD,
+            Vendor::AmdVi => AMD_VI,
+        }
+    }
+
+    fn registers(&self) -> Mmio {
+        let window = self.window();
+        // SAFETY: the unit's registers are there on this machine, identity mapped; whoever has them
+        // gave back what it had before.
+        unsafe { Mmio::new(at(window.base()), window.length() as usize) }
+    }
+
+    fn memory(&self) -> Memory {
+        let all = PhysRange::from_bounds(ARENA.base(), STATUS.end());
+        // SAFETY: the machine has this memory, identity mapped and above the kernel's image, and
+        // nothing but the unit's user has it. The emulated processor has CLFLUSH.
+        Memory(unsafe { DirectMemory::new(all, at(ARENA.base()), CacheFlush::Clflush) })
     }
 
     /// Switches the unit off, as nobody does who has devices behind it: what was measured before
@@ -83,33 +104,30 @@ impl Platform for Machine {
     type Memory = Memory;
     type Clock = Clock;
 
-    fn registers(&self) -> Mmio {
-        let window = self.window();
-        // SAFETY: the unit's registers are there on this machine, identity mapped; whoever has them
-        // gave back what it had before.
-        unsafe { Mmio::new(at(window.base()), window.length() as usize) }
+    fn parts(&self) -> (Mmio, Memory, Clock) {
+        (self.registers(), self.memory(), Clock(0))
     }
 
-    fn memory(&self) -> Memory {
-        let all = PhysRange::from_bounds(ARENA.base(), STATUS.end());
-        // SAFETY: the machine has this memory, identity mapped and above the kernel's image, and
-        // nothing but the unit's user has it. The emulated processor has CLFLUSH.
-        Memory(unsafe { DirectMemory::new(all, at(ARENA.base()), CacheFlush::Clflush) })
-    }
-
-    fn clock(&self) -> Clock {
-        Clock(0)
-    }
-
-    fn window(&self) -> PhysRange {
-        match self.vendor {
-            Vendor::VtD => VTD,
-            Vendor::AmdVi => AMD_VI,
+    fn description(&self) -> UnitDescription {
+        UnitDescription {
+            kind: match self.vendor {
+                Vendor::VtD => UnitKind::VtD,
+                Vendor::AmdVi => UnitKind::AmdVi,
+            },
+            segment: 0,
+            registers: self.window(),
+            include_all: true,
+            amd_vi: (self.vendor == Vendor::AmdVi).then_some(AmdViUnit {
+                function: AMD_FUNCTION,
+                capability_offset: self.capability_offset,
+                // Coherent, whatever the table says of it: this machine has no caches.
+                flags: 1 << 5,
+            }),
         }
     }
 
-    fn capability(&self) -> CapabilityHeader {
-        CapabilityHeader::from_bits_retain(self.capability)
+    fn capability_header(&self) -> u32 {
+        configuration(AMD_FUNCTION, self.capability_offset)
     }
 }
 
@@ -175,11 +193,11 @@ impl Deadline for Clock {
 }
 
 /// Reads 4 bytes of a function's configuration space, through ports CF8h and CFCh.
-fn configuration(function: u32, offset: u32) -> u32 {
+fn configuration(function: RequesterId, offset: u16) -> u32 {
     let mut address = Port::<u32>::new(0xcf8);
     let mut data = Port::<u32>::new(0xcfc);
     // SAFETY: the ports are those of configuration space on every PC, and nobody else uses them.
-    unsafe { address.write(1 << 31 | function | offset) };
+    unsafe { address.write(1 << 31 | u32::from(function.0) << 8 | u32::from(offset)) };
     // SAFETY: as above; reading configuration space has no effect on these functions.
     unsafe { data.read() }
 }

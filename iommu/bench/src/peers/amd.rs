@@ -2,11 +2,11 @@
 
 use handoff_abi::{DomainId, PhysAddr, RequesterId};
 use iommu::amd::spec::Command;
-use iommu::{RegisterIo, TableMemory};
+use iommu::{Deadline, RegisterIo};
 
 use super::{TimedOut, wait_for};
 use crate::case::RESIDENT;
-use crate::platform::{Platform, WideMemory};
+use crate::platform::WideMemory;
 use crate::run::{B, STATUS};
 
 /// Register offsets (AMD 48882 section 3.4).
@@ -40,10 +40,10 @@ const fn wait(status: PhysAddr, data: u64) -> Command {
 
 /// A unit that is up, as a driver knows it that moves devices one by one.
 #[derive(Debug)]
-pub struct Unit<P: Platform> {
-    registers: P::Registers,
-    memory: P::Memory,
-    clock: P::Clock,
+pub struct Unit<R, M, C> {
+    registers: R,
+    memory: M,
+    clock: C,
     table: PhysAddr,
     ring: PhysAddr,
     length: u64,
@@ -56,11 +56,10 @@ pub struct Unit<P: Platform> {
     entry: (u64, u64),
 }
 
-impl<P: Platform> Unit<P> {
+impl<R: RegisterIo, M: WideMemory, C: Deadline> Unit<R, M, C> {
     /// Takes over what Baton brought up.
     #[must_use]
-    pub fn take(platform: &P) -> Self {
-        let mut registers = platform.registers();
+    pub fn take((mut registers, memory, clock): (R, M, C)) -> Self {
         let ring = registers.read64(register::COMMAND_BUFFER);
         let tail = registers.read64(register::COMMAND_TAIL);
         let mut unit = Self {
@@ -71,8 +70,8 @@ impl<P: Platform> Unit<P> {
             head: tail,
             sequence: 0,
             registers,
-            memory: platform.memory(),
-            clock: platform.clock(),
+            memory,
+            clock,
             entry: (0, 0),
         };
         unit.entry = unit.load(unit.slot(RESIDENT));

@@ -2,11 +2,11 @@
 
 use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, RequesterId};
 use iommu::vtd::spec::Descriptor;
-use iommu::{RegisterIo, TableMemory};
+use iommu::{Deadline, RegisterIo};
 
 use super::{TimedOut, wait_for};
 use crate::case::RESIDENT;
-use crate::platform::{Platform, WideMemory};
+use crate::platform::WideMemory;
 use crate::run::{B, STATUS};
 
 /// Register offsets (VT-d section 11.4).
@@ -30,10 +30,10 @@ const DONE: u64 = 2;
 
 /// A unit that is up, as a driver knows it that moves devices one by one.
 #[derive(Debug)]
-pub struct Unit<P: Platform> {
-    registers: P::Registers,
-    memory: P::Memory,
-    clock: P::Clock,
+pub struct Unit<R, M, C> {
+    registers: R,
+    memory: M,
+    clock: C,
     root: PhysAddr,
     queue: PhysAddr,
     slots: u64,
@@ -43,11 +43,10 @@ pub struct Unit<P: Platform> {
     entry: (u64, u64),
 }
 
-impl<P: Platform> Unit<P> {
+impl<R: RegisterIo, M: WideMemory, C: Deadline> Unit<R, M, C> {
     /// Takes over what Baton brought up.
     #[must_use]
-    pub fn take(platform: &P) -> Self {
-        let mut registers = platform.registers();
+    pub fn take((mut registers, memory, clock): (R, M, C)) -> Self {
         let queue = registers.read64(register::IQA);
         let mut unit = Self {
             root: PhysAddr(registers.read64(register::RTADDR) & !(FRAME_SIZE - 1)),
@@ -56,8 +55,8 @@ impl<P: Platform> Unit<P> {
             tail: registers.read64(register::IQT) / Descriptor::SIZE,
             coherent: registers.read64(register::ECAP) & COHERENT != 0,
             registers,
-            memory: platform.memory(),
-            clock: platform.clock(),
+            memory,
+            clock,
             entry: (0, 0),
         };
         let resident = unit.context(RESIDENT);
