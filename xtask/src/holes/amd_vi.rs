@@ -13,7 +13,7 @@ const EVENTS: &str = "iommu/tests/strict_amd/events.rs";
 pub(super) const CATALOGUE: Catalogue = Catalogue {
     known: KNOWN,
     record: |code| format!("an event of code {code:X}h"),
-    faults_are_traced: false,
+    log_is_written: false,
 };
 
 const fn interrupt(name: &'static str, what: &'static str) -> Known {
@@ -42,18 +42,29 @@ const fn read_only(name: &'static str, what: &'static str) -> Known {
 }
 
 const KNOWN: &[Known] = &[
+    interrupt("handle-of-another", "another device's interrupt message"),
     interrupt(
-        "vector-not-set",
+        "handle-not-set",
+        "an interrupt message that selects an entry that is not set",
+    ),
+    interrupt(
+        "handle-beyond-table",
+        "an interrupt message that selects an entry beyond the table's end",
+    ),
+    interrupt(
+        "compatible-format",
         "an interrupt message with a vector that the device has no entry for",
     ),
-    interrupt("message-of-another", "another device's interrupt message"),
-    interrupt("nmi", "an interrupt message that asks for an NMI"),
     interrupt(
-        "message-of-another-by-dma",
+        "handle-of-another-by-dma",
         "a DMA write of another device's interrupt message to FEExxxxxh",
     ),
     interrupt(
-        "message-of-blocked-by-dma",
+        "compatible-format-by-dma",
+        "a DMA write of a message with a vector that the device has no entry for to FEExxxxxh",
+    ),
+    interrupt(
+        "compatible-format-of-blocked",
         "the same by a device that is in no domain",
     ),
     read_only(

@@ -28,9 +28,8 @@ struct Catalogue {
     known: &'static [Known],
     /// How a record of this reason is called.
     record: fn(u64) -> String,
-    /// Whether the trace has a fault for every request that is blocked, not only for those that find
-    /// no translation.
-    faults_are_traced: bool,
+    /// Whether the unit writes records of what it blocks.
+    log_is_written: bool,
 }
 
 impl Catalogue {
@@ -144,16 +143,15 @@ fn judge(catalogue: &Catalogue, done: &Done, trace: &Trace) -> Result<Found> {
             let page = address & !0xfff;
             let faults = trace
                 .faults_between(between)
-                .filter(|fault| fault.write != Some(false) && fault.address & !0xfff == page)
+                .filter(|fault| fault.write && fault.address & !0xfff == page)
                 .count();
-            if catalogue.faults_are_traced {
-                // One DMA may be several requests, of which the unit records the first.
-                (faults > 0) == (event.number("records")? > 0)
+            // One DMA may be several requests, of which the unit records the first, if any.
+            let told = if catalogue.log_is_written {
+                event.number("records")? > 0
             } else {
-                // That the device asked for it is all that can be seen.
-                let mut found = trace.translated_between(between);
-                faults > 0 || found.any(|one| one.address & !0xfff == page)
-            }
+                effect == "none"
+            };
+            (faults > 0) == told
         } else {
             let data = event
                 .get("data")
@@ -274,9 +272,9 @@ mod tests {
         assert_eq!(judged(&vt_d::CATALOGUE, closed, true), (None, true));
         let silent = "@hole what=handle-of-another effect=none records=0 reason=0";
         assert_eq!(judged(&vt_d::CATALOGUE, silent, true), (None, false));
-        let silent = "@hole what=message-of-another effect=none records=0 reason=0";
+        let silent = "@hole what=handle-of-another effect=none records=0 reason=0";
         assert_eq!(judged(&amd_vi::CATALOGUE, silent, true), (None, false));
-        let logged = "@hole what=message-of-another effect=none records=1 reason=2";
+        let logged = "@hole what=handle-of-another effect=none records=1 reason=2";
         assert_eq!(judged(&amd_vi::CATALOGUE, logged, true), (None, true));
     }
 
@@ -292,9 +290,9 @@ mod tests {
             assert!(judged(&vt_d::CATALOGUE, line, true).0.is_some(), "{line}");
         }
         for line in [
-            "@hole what=message-of-another effect=delivered records=0 reason=0",
+            "@hole what=handle-of-another effect=delivered records=0 reason=0",
             "@hole what=read-only effect=written records=0 reason=0",
-            "@hole what=nmi effect=none records=1 reason=1",
+            "@hole what=compatible-format effect=none records=1 reason=1",
         ] {
             assert!(judged(&amd_vi::CATALOGUE, line, true).0.is_some(), "{line}");
         }

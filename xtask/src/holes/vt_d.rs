@@ -9,7 +9,7 @@ pub(super) const CATALOGUE: Catalogue = Catalogue {
     known: KNOWN,
     // VT-d, section 7.1.3.
     record: |reason| format!("a fault record of reason {reason:X}h"),
-    faults_are_traced: true,
+    log_is_written: true,
 };
 
 const KNOWN: &[Known] = &[

@@ -12,7 +12,7 @@ use crate::session::{Evidence, NIC, owners};
 use crate::trace::{Place, Trace};
 
 use super::vendor::{NOT_SHOWN, vendor};
-use super::{Fence, LoadSums, Rate, Report, Swap, sources};
+use super::{DEVICE_TABLES, Fence, LoadSums, Rate, Report, Swap, sources};
 
 /// How long after the new kernel says it serves the client may still notice.
 const AFTERWARDS: u64 = 500_000_000;
@@ -303,6 +303,12 @@ fn judge(report: &Report, evidence: &Evidence) -> Vec<String> {
     check(
         left <= MOST_LEFT_BEHIND,
         format!("{left} bytes beyond the firmware's were not reclaimed"),
+    );
+    let tables = report.reclaimed.bytes_of(DEVICE_TABLES);
+    let most = vendor(evidence.iommu).device_tables;
+    check(
+        tables <= most,
+        format!("{tables} bytes were left in device tables, more than {most}"),
     );
     let fence = &report.fence;
     check(

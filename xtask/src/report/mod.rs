@@ -248,6 +248,9 @@ pub(crate) struct Reclaimed {
     pub(crate) unreclaimed: Vec<Unreclaimed>,
 }
 
+/// What device tables are called among what is not reclaimed.
+pub(crate) const DEVICE_TABLES: &str = "device-tables";
+
 /// Something that stayed where it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Unreclaimed {
@@ -260,14 +263,20 @@ pub(crate) struct Unreclaimed {
 }
 
 impl Reclaimed {
-    /// Bytes that are nobody's to use any more. The firmware's were never anybody's, and the
-    /// workload's are in service.
+    /// Bytes that are nobody's to use any more. The firmware's were never anybody's, the workload's
+    /// are in service, and device tables are as long as the architecture has them.
     pub(crate) fn left_behind(&self) -> u64 {
-        self.unreclaimed
+        let all: u64 = self.unreclaimed.iter().map(|one| one.bytes).sum();
+        all - ["firmware", "workload", DEVICE_TABLES]
+            .map(|what| self.bytes_of(what))
             .iter()
-            .filter(|one| !matches!(one.what.as_str(), "firmware" | "workload"))
-            .map(|one| one.bytes)
-            .sum()
+            .sum::<u64>()
+    }
+
+    /// Bytes that were not reclaimed because they are this.
+    pub(crate) fn bytes_of(&self, what: &str) -> u64 {
+        let of_it = self.unreclaimed.iter().filter(|one| one.what == what);
+        of_it.map(|one| one.bytes).sum()
     }
 }
 
@@ -483,9 +492,8 @@ fn sources() -> BTreeMap<String, String> {
         (
             "fence.attempts, fence.blocked",
             "the kernels attempt; an attempt counts as blocked when the emulator's trace has the fault \
-             with the same source and address (and direction, where it tells that) and the kernel \
-             found nothing changed, or, for an interrupt, when the trace has the message and no \
-             delivery",
+             with the same source, address and direction and the kernel found nothing changed, or, for \
+             an interrupt, when the trace has the message and no delivery",
         ),
         (
             "fence.fault_records",
@@ -496,7 +504,8 @@ fn sources() -> BTreeMap<String, String> {
             "fence.faults_confirmed",
             "faults in the emulator's trace, one for each attempt on memory: on VT-d the one of the \
              record that the kernel drained, on AMD-Vi, where the emulator writes no event log, the \
-             one of the attempt's source and page",
+             one of the attempt's source, address and direction: the unit was asked for it, and it was \
+             rejected",
         ),
         (
             "fence.not_enforced_by_emulator, fence.enforced_by_emulator_too",

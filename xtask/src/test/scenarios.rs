@@ -121,6 +121,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "c-kernel",
         about: "a kernel in C, written from the header alone, takes over, serves and owns the machine",
         long: false,
+        iommu: Iommu::VtD,
         limit: 120,
         iommu: Iommu::VtD,
         work: super::delta::c_kernel,

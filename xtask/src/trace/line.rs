@@ -53,12 +53,12 @@ pub(crate) enum What<'a> {
         reason: Option<u8>,
         /// The address the device asked for.
         address: u64,
-        /// Direction, where the trace tells it.
-        write: Option<bool>,
+        /// Direction.
+        write: bool,
     },
-    /// The IOMMU found a translation for a device's request. Whether that allows the request is not
-    /// said.
-    Translated {
+    /// The IOMMU looked a device's request up. Whether that allowed the request shows in that it is not
+    /// rejected next.
+    Asked {
         /// Requester id.
         source: u16,
         /// The address the device asked for.
@@ -89,6 +89,32 @@ pub(crate) enum What<'a> {
         /// The value.
         value: u32,
     },
+}
+
+/// A request that the emulator let nobody answer. It says so in a line without time and thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rejected {
+    /// Direction.
+    pub(crate) write: bool,
+    /// The address that was asked for.
+    pub(crate) address: u64,
+}
+
+/// Reads a line that says that a request was rejected; `None` for any other.
+pub(crate) fn rejected(line: &str) -> Option<Rejected> {
+    let rest = line.strip_prefix("Invalid ")?;
+    let (direction, rest) = rest.split_once(" at addr ")?;
+    let (address, rest) = rest.split_once(',')?;
+    if !rest.ends_with("reason: rejected") {
+        return None;
+    }
+    let write = match direction {
+        "write" => true,
+        "read" => false,
+        _ => return None,
+    };
+    let address = hex(address)?;
+    Some(Rejected { write, address })
 }
 
 /// Reads a line; `None` for one that is no event, or none that matters here.
@@ -132,7 +158,7 @@ fn what<'a>(event: &str, mut words: Words<'a>) -> Option<What<'a>> {
             source: u16::try_from(hex(words.after("sid")?)?).ok()?,
             reason: Some(words.after("fault")?.parse().ok()?),
             address: hex(words.after("addr")?)?,
-            write: Some(words.after("write")? == "1"),
+            write: words.after("write")? == "1",
         },
         "vtd_ir_remap_msi_req" | "amdvi_ir_remap_msi_req" => What::InterruptRequest {
             address: hex(words.after("addr")?)?,
@@ -156,20 +182,10 @@ fn what<'a>(event: &str, mut words: Words<'a>) -> Option<What<'a>> {
             0 => What::Command,
             _ => What::Wait,
         },
-        "amdvi_translation_result" => {
-            let source = function(words.after("devid:")?)?;
-            let address = hex(words.after("gpa")?)?;
-            // No device's memory begins at zero: that is what a request that is blocked comes to.
-            match hex(words.after("hpa")?)? {
-                0 => What::Fault {
-                    source,
-                    reason: None,
-                    address,
-                    write: None,
-                },
-                _ => What::Translated { source, address },
-            }
-        }
+        "amdvi_translation_result" => What::Asked {
+            source: function(words.after("devid:")?)?,
+            address: hex(words.after("gpa")?)?,
+        },
         "pci_cfg_read" | "pci_cfg_write" => {
             let mut parts = words.0.split(' ');
             let function = function(parts.nth(1)?)?;
@@ -221,7 +237,7 @@ fn function(text: &str) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use super::{What, parse};
+    use super::{What, parse, rejected};
     use proptest::prelude::*;
 
     fn what(line: &str) -> Option<What<'_>> {
@@ -288,7 +304,7 @@ mod tests {
                 source: 0x300,
                 reason: Some(5),
                 address: 0x1234_5000,
-                write: Some(true)
+                write: true
             })
         );
     }
@@ -343,23 +359,28 @@ mod tests {
     }
 
     #[test]
-    fn a_translation_to_nowhere_is_a_fault() {
-        assert_eq!(
-            what("1@2.000003:amdvi_translation_result devid: 03:00.0 gpa 0x12345040 hpa 0x0"),
-            Some(What::Fault {
-                source: 0x300,
-                reason: None,
-                address: 0x1234_5040,
-                write: None
-            })
-        );
+    fn a_request_on_amd_names_who_asked_for_what_and_a_rejection_which_way() {
         assert_eq!(
             what("1@2.000003:amdvi_translation_result devid: 07:02.0 gpa 0x5040 hpa 0x5000"),
-            Some(What::Translated {
+            Some(What::Asked {
                 source: 0x710,
                 address: 0x5040
             })
         );
+        let line = "Invalid write at addr 0x13C00004, size 4, region '(null)', reason: rejected";
+        let told = rejected(line).unwrap();
+        assert_eq!((told.write, told.address), (true, 0x13c0_0004));
+        let line = "Invalid read at addr 0x0, size 4, region '(null)', reason: rejected";
+        let told = rejected(line).unwrap();
+        assert_eq!((told.write, told.address), (false, 0));
+        for line in [
+            "Invalid read at addr 0x0, size 4, region '(null)', reason: invalid size",
+            "Invalid access at addr 0x0, reason: rejected",
+            "Invalid write at addr x, reason: rejected",
+            "Invalid ",
+        ] {
+            assert_eq!(rejected(line), None, "{line}");
+        }
     }
 
     #[test]
@@ -412,6 +433,7 @@ mod tests {
         #[test]
         fn no_line_makes_the_parser_panic(line in ".{0,120}") {
             let _ = parse(&line);
+            let _ = rejected(&line);
         }
 
         #[test]

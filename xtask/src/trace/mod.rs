@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use line::{Record, What, parse};
+use line::{Record, Rejected, What, parse, rejected};
 use marks::Marks;
 pub(crate) use marks::{Executed, Mark};
 
@@ -64,18 +64,8 @@ pub(crate) struct Fault {
     pub(crate) reason: Option<u8>,
     /// The address the device asked for.
     pub(crate) address: u64,
-    /// Direction; `None` where the trace does not tell.
-    pub(crate) write: Option<bool>,
-}
-
-/// A request of a device that the emulated IOMMU found a translation for, allowed or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Translated {
-    at: u64,
-    /// Requester id.
-    pub(crate) source: u16,
-    /// The address the device asked for.
-    pub(crate) address: u64,
+    /// Direction.
+    pub(crate) write: bool,
 }
 
 /// An interrupt that a device asked for.
@@ -140,7 +130,6 @@ pub(crate) struct Trace {
     statuses: Vec<Status>,
     marks: Vec<Mark>,
     faults: Vec<Fault>,
-    translated: Vec<Translated>,
     interrupts: Vec<Interrupt>,
     fence: Vec<(u64, Place, FenceEvent)>,
     bus_resets: Vec<u64>,
@@ -158,6 +147,8 @@ struct Reader<'a> {
     device_numbers: HashMap<u64, usize>,
     /// The last access of each thread: a doorbell or status follows from it.
     last_access: HashMap<u32, (i32, u32)>,
+    /// The last request of a device on each thread: when, by whom, for which address.
+    last_request: HashMap<u32, (u64, u16, u64)>,
     /// The last interrupt that was asked for on each thread.
     last_interrupt: HashMap<u32, usize>,
 }
@@ -182,6 +173,7 @@ impl Trace {
             region_numbers: HashMap::new(),
             device_numbers: HashMap::new(),
             last_access: HashMap::new(),
+            last_request: HashMap::new(),
             last_interrupt: HashMap::new(),
         };
         let mut marks = Marks::default();
@@ -194,6 +186,8 @@ impl Trace {
                     reader.trace.marks.push(mark);
                 } else if let Some(record) = parse(text) {
                     reader.take(&record);
+                } else if let Some(rejected) = rejected(text) {
+                    reader.reject(rejected);
                 }
             }
             line.clear();
@@ -275,16 +269,6 @@ impl Trace {
         self.faults
             .iter()
             .filter(move |fault| (between.0..=between.1).contains(&fault.at))
-    }
-
-    /// Requests between two times that the IOMMU found a translation for. Only on AMD-Vi.
-    pub(crate) fn translated_between(
-        &self,
-        between: (u64, u64),
-    ) -> impl Iterator<Item = &Translated> {
-        self.translated
-            .iter()
-            .filter(move |one| (between.0..=between.1).contains(&one.at))
     }
 
     /// Interrupts that devices asked for between two times.
@@ -423,11 +407,10 @@ impl Reader<'_> {
                 address,
                 write,
             }),
-            What::Translated { source, address } => self.trace.translated.push(Translated {
-                at,
-                source,
-                address,
-            }),
+            What::Asked { source, address } => {
+                self.last_request
+                    .insert(record.thread, (at, source, address));
+            }
             What::InterruptRequest { address, data } => {
                 let index = self.trace.interrupts.len();
                 self.last_interrupt.insert(record.thread, index);
@@ -454,6 +437,24 @@ impl Reader<'_> {
                     self.trace.bus_resets.push(at);
                 }
             }
+        }
+    }
+
+    /// A request that was rejected belongs to whoever last asked for its address. Requests of CPUs that
+    /// nothing answers are rejected too, and belong to nobody.
+    fn reject(&mut self, rejected: Rejected) {
+        let mut asked = self.last_request.iter();
+        let asked = asked.find(|(_, (_, _, address))| *address == rejected.address);
+        if let Some((&thread, &(at, source, address))) = asked {
+            self.last_request.remove(&thread);
+            self.trace.faults.push(Fault {
+                at,
+                place: self.trace.lines,
+                source,
+                reason: None,
+                address,
+                write: rejected.write,
+            });
         }
     }
 

@@ -198,30 +198,48 @@ fn the_fence_of_amd_is_counted_between_marks() {
 }
 
 #[test]
-fn what_was_blocked_on_amd_names_its_source_and_what_was_not_is_told_apart() {
-    let trace = trace(
-        &[],
-        &[
-            (
-                7,
-                "amdvi_page_fault error: page fault accessing guest physical address 0x1040",
-            ),
-            (
-                7,
-                "amdvi_translation_result devid: 03:00.0 gpa 0x1040 hpa 0x0",
-            ),
-            (
-                7,
-                "amdvi_translation_result devid: 04:00.0 gpa 0x2040 hpa 0x2000",
-            ),
-        ],
+fn what_was_blocked_on_amd_names_who_asked_and_which_way() {
+    let asked = |function: &str, address: u64, found: u64| {
+        format!("amdvi_translation_result devid: {function} gpa {address:#x} hpa {found:#x}")
+    };
+    let (absent, allowed) = (
+        asked("03:00.0", 0x1040, 0),
+        asked("04:00.0", 0x2040, 0x2000),
     );
-    let blocked: Vec<_> = trace.faults_between(ANYTIME).collect();
-    assert_eq!(blocked.len(), 1);
-    assert_eq!((blocked[0].source, blocked[0].address), (0x300, 0x1040));
-    let found: Vec<_> = trace.translated_between(ANYTIME).collect();
-    assert_eq!(found.len(), 1);
-    assert_eq!((found[0].source, found[0].address), (0x400, 0x2040));
+    let read_only = asked("05:00.0", 0x3040, 0x3000);
+    let rejected = |direction: &str, address: u64| {
+        format!(
+            "Invalid {direction} at addr {address:#X}, size 4, region '(null)', reason: rejected"
+        )
+        .replace("0X", "0x")
+    };
+    let mut text = String::new();
+    for (number, (thread, line)) in [
+        (7, absent.clone()),
+        (0, rejected("read", 0x1040)),
+        (7, allowed),
+        (8, read_only),
+        (9, asked("06:00.0", 0x9000, 0)),
+        (0, rejected("write", 0x3040)),
+        // A CPU's, of which the IOMMU was not asked.
+        (0, rejected("write", 0x2044)),
+        // The one from the beginning was told of already.
+        (0, rejected("read", 0x1040)),
+    ]
+    .iter()
+    .enumerate()
+    {
+        match thread {
+            0 => text.push_str(&format!("{line}\n")),
+            _ => text.push_str(&format!("{thread}@1.{number:06}:{line}\n")),
+        }
+    }
+    let trace = Trace::from_lines(text.as_bytes(), &[]).unwrap();
+    let blocked: Vec<_> = trace
+        .faults_between(ANYTIME)
+        .map(|fault| (fault.source, fault.address, fault.write))
+        .collect();
+    assert_eq!(blocked, [(0x300, 0x1040, false), (0x500, 0x3040, true)]);
 }
 
 #[test]
@@ -274,7 +292,7 @@ fn faults_are_told_apart_by_time() {
     assert_eq!(later.len(), 1);
     assert_eq!(
         (later[0].source, later[0].address, later[0].write),
-        (0x400, 0x2000, Some(false))
+        (0x400, 0x2000, false)
     );
 }
 

@@ -102,7 +102,7 @@ impl Attacker {
         self.load(&compatible.1.to_le_bytes())?;
         let pending = kernel.unit()?.block(requester);
         kernel.unit()?.flush(pending)?;
-        let result = self.write_loaded(kernel, "compatible-format-of-blocked", compatible.0);
+        let result = self.write_loaded(kernel, "compatible-format-of-blocked", compatible);
         let domain = kernel.domain;
         let pending = kernel.unit()?.attach(requester, domain)?;
         kernel.unit()?.flush(pending)?;
@@ -140,7 +140,7 @@ impl Attacker {
             ..self.own
         };
         let came = self.raise(&forged, ARRIVAL)?;
-        self.tell(kernel, what, "message", address, effect(came))
+        self.tell(kernel, what, ("message", address, data), effect(came))
     }
 
     /// Sends a message as a DMA write.
@@ -151,21 +151,21 @@ impl Attacker {
         (address, data): (PhysAddr, u32),
     ) -> Result<(), Failure> {
         self.load(&data.to_le_bytes())?;
-        self.write_loaded(kernel, what, address)
+        self.write_loaded(kernel, what, (address, data))
     }
 
-    /// Writes the four bytes that the device has loaded.
+    /// Writes the four bytes that the device has loaded: a message's data.
     fn write_loaded(
         &mut self,
         kernel: &mut Kernel,
         what: &str,
-        address: PhysAddr,
+        (address, data): (PhysAddr, u32),
     ) -> Result<(), Failure> {
         drain(kernel)?;
         let before = came();
         self.dma(Direction::ToMemory, address, 4)?;
         let came = clock::wait_until(ARRIVAL, || came() != before);
-        self.tell(kernel, what, "write", address, effect(came))
+        self.tell(kernel, what, ("write", address, data), effect(came))
     }
 
     /// Writes to memory that the device may only read: before and after the unit has cached that.
@@ -203,24 +203,24 @@ impl Attacker {
             let found = unsafe { copy_out(PhysRange::from_bounds(at, end)) };
             let kept = found.iter().all(|&byte| byte == KEPT);
             let effect = if kept { "none" } else { "written" };
-            self.tell(kernel, what, "write", at, effect)?;
+            let data = u32::from_le_bytes([WRITTEN; 4]);
+            self.tell(kernel, what, ("write", at, data), effect)?;
         }
         Ok(())
     }
 
-    /// Says what came of an attempt.
+    /// Says what came of an attempt: a message, or a write of these first four bytes.
     fn tell(
         &mut self,
         kernel: &mut Kernel,
         what: &str,
-        kind: &str,
-        address: PhysAddr,
+        (kind, address, data): (&str, PhysAddr, u32),
         effect: &str,
     ) -> Result<(), Failure> {
         let records = drain(kernel)?;
         self.count += 1;
         println!(
-            "@hole n={} what={what} kind={kind} by={} address={:#x} effect={effect} records={} reason={}",
+            "@hole n={} what={what} kind={kind} by={} address={:#x} data={data:#x} effect={effect} records={} reason={}",
             self.count, self.function, address.0, records[1], records[4]
         );
         Ok(())
