@@ -123,7 +123,6 @@ pub(super) const ALL: &[Scenario] = &[
         long: false,
         iommu: Iommu::VtD,
         limit: 120,
-        iommu: Iommu::VtD,
         work: super::delta::c_kernel,
     },
     Scenario {
@@ -269,7 +268,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "amd-known-holes",
         about: "what the emulated AMD-Vi does not enforce is what is known of it",
-        long: true,
+        long: false,
         iommu: Iommu::AmdVi,
         limit: 60,
         work: known_holes,
