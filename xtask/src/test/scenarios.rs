@@ -236,7 +236,7 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "amd-chain",
         about: "three swaps behind AMD-Vi, with every attack, back to the first binary",
-        long: true,
+        long: false,
         iommu: Iommu::AmdVi,
         limit: 240,
         work: chain,

@@ -4,9 +4,10 @@ use alloc::vec::Vec;
 
 use acpi_capture::Capture;
 use handoff_abi::{
-    Envelope, Features, Handoff, InterruptTarget, Owner, PartitionId, PciFunction, PhysAddr,
-    PhysRange, RequesterId, Writer, resource,
+    Envelope, FRAME_SIZE, Features, Handoff, InterruptTarget, Owner, PartitionId, PciFunction,
+    PhysAddr, PhysRange, RequesterId, UnitKind, Writer, resource,
 };
+use iommu::amd::spec::DeviceTableBase;
 use iommu::{Config, Pending, Reach};
 use partition_core::ledger::{LedgerView, Steward};
 
@@ -279,6 +280,15 @@ fn take_devices(
     own_devices::take_up(kernel)
 }
 
+/// Bytes of AMD-Vi's device tables in the unit's arena; VT-d's are no longer than the buses that there
+/// are.
+fn device_tables(kernel: &Kernel) -> u64 {
+    match kernel.unit_kind {
+        Some(UnitKind::AmdVi) => 2 * DeviceTableBase::FRAMES * FRAME_SIZE,
+        _ => 0,
+    }
+}
+
 /// What is not this kernel's, and why.
 fn unreclaimed(kernel: &Kernel) {
     let Some(view) = kernel.view() else {
@@ -288,25 +298,27 @@ fn unreclaimed(kernel: &Kernel) {
         .entries()
         .filter(|entry| entry.kind == resource::MEMORY)
     {
-        let why = match entry.word.owner {
-            Owner::Firmware => "firmware",
-            Owner::Baton => "carried from kernel to kernel",
-            Owner::Quarantined => "could not be proved released",
-            Owner::Workload(_) => "the workload's, which is served",
+        let (what, why) = match entry.word.owner {
+            Owner::Firmware => ("firmware", "firmware"),
+            Owner::Baton => ("baton", "carried from kernel to kernel"),
+            Owner::Quarantined => ("quarantined", "could not be proved released"),
+            Owner::Workload(_) => ("workload", "the workload's, which is served"),
             Owner::Partition(partition) if partition == kernel.me => continue,
-            Owner::Partition(_) | Owner::Parked => "another partition's",
+            Owner::Partition(_) | Owner::Parked => ("partition", "another partition's"),
         };
+        let mut length = entry.length;
+        // The length of these is the architecture's, whatever the machine has.
+        let tables = device_tables(kernel);
+        let iommu = kernel.baton.iommu.base().0;
+        if tables > 0 && (entry.base..entry.base + length).contains(&iommu) {
+            println!(
+                "@unreclaimed what=device-tables base={iommu:#x} bytes={tables} why=\"an entry for each requester id, in the table that the unit reads and in one for a move\""
+            );
+            length = length.saturating_sub(tables);
+        }
         println!(
-            "@unreclaimed what={} base={:#x} bytes={} why=\"{why}\"",
-            match entry.word.owner {
-                Owner::Firmware => "firmware",
-                Owner::Baton => "baton",
-                Owner::Workload(_) => "workload",
-                Owner::Quarantined => "quarantined",
-                Owner::Partition(_) | Owner::Parked => "partition",
-            },
-            entry.base,
-            entry.length
+            "@unreclaimed what={what} base={:#x} bytes={length} why=\"{why}\"",
+            entry.base
         );
     }
     println!(

@@ -14,7 +14,7 @@ use super::kernel::{Failure, failure};
 const NEEDS: ArenaNeeds = ArenaNeeds {
     buses: 16,
     interrupt_sources: 64,
-    page_tables: 96,
+    page_tables: 88,
     switch: true,
 };
 
