@@ -72,15 +72,22 @@ impl Ecam {
         )
     }
 
-    /// The function `id`; `None` where its bus is not in the range or nothing answers.
+    /// The configuration space of `id`, whether anything answers there or not; `None` where its bus
+    /// is not in the range.
     #[must_use]
-    pub fn function(&self, id: RequesterId) -> Option<Function> {
+    pub fn registers(&self, id: RequesterId) -> Option<Mmio> {
         if id.bus() < self.first_bus || id.bus() > self.last_bus {
             return None;
         }
         let base = PhysAddr(self.base.0 + (u64::from(id.0) << 12));
         // SAFETY: `new` was promised that the bus is mapped.
-        let config = unsafe { Mmio::new(base, 4096) };
+        Some(unsafe { Mmio::new(base, 4096) })
+    }
+
+    /// The function `id`; `None` where its bus is not in the range or nothing answers.
+    #[must_use]
+    pub fn function(&self, id: RequesterId) -> Option<Function> {
+        let config = self.registers(id)?;
         let function = Function { id, config };
         (function.vendor() != 0xffff).then_some(function)
     }

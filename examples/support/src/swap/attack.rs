@@ -9,12 +9,11 @@ use handoff_abi::{
     ApicId, FRAME_SIZE, InterruptHandle, Message, Owner, PhysAddr, PhysRange, UnitKind, message,
     resource,
 };
-use iommu::{Access, Fault};
 
 use super::handover::ask;
 use super::kernel::{Failure, Kernel, copy_in, copy_out, failure};
 use super::own_devices::{EDUS, FIRST_VECTOR};
-use super::{NIC_VECTOR, devices};
+use super::{NIC_VECTOR, devices, faults};
 use crate::edu::Direction;
 use crate::{clock, cpu, interrupts, pci, println};
 
@@ -31,33 +30,14 @@ const FORGED: u16 = 12;
 const MODES: [(&str, u32); 4] = [("lowest", 1), ("nmi", 4), ("init", 5), ("extint", 7)];
 /// How many vectors the kernels use for such devices.
 const VECTORS: u8 = 0x20;
+/// An address that no memory is at.
+const BEYOND: u64 = 1 << 38;
+/// How many faults a device makes that nobody stops.
+const STORM: u32 = 100;
 /// How long the device may take for one DMA.
 const DMA: u64 = 2_000_000;
 /// What an attempt's bytes are.
 const CANARY: u8 = 0xc5;
-
-/// Drains the unit's fault records into a message: how many, and the first.
-pub fn drain(kernel: &mut Kernel) -> Result<Message, Failure> {
-    let mut first: Option<Fault> = None;
-    let count = kernel.unit()?.drain_faults(|fault| {
-        first.get_or_insert(fault);
-    })?;
-    let mut reply = [message::DRAINED, count.records.into(), 0, 0, 0, 0, 0, 0];
-    if let Some(fault) = first {
-        reply[2] = fault.source.0.into();
-        reply[3] = fault.address().unwrap_or(0);
-        reply[4] = fault.code.into();
-        reply[5] = fault
-            .access()
-            .is_some_and(|access| access.contains(Access::WRITE))
-            .into();
-        println!(
-            "@fault source={} address={:#x} code={} text=\"{fault}\"",
-            fault.source, reply[3], fault.code
-        );
-    }
-    Ok(reply)
-}
 
 /// What the steward says of the fault records since the last time.
 fn drained(kernel: &mut Kernel) -> Result<Message, Failure> {
@@ -68,7 +48,7 @@ fn drained(kernel: &mut Kernel) -> Result<Message, Failure> {
             &[message::DRAIN, 0, 0, 0, 0, 0, 0, 0],
             message::DRAINED,
         ),
-        _ => drain(kernel),
+        _ => faults::drain(kernel),
     }
 }
 
@@ -113,7 +93,7 @@ fn targets(kernel: &Kernel) -> Vec<Target> {
     if let Some(bar) = foreign_bar(kernel) {
         add("foreign-bar", bar);
     }
-    add("beyond-memory", PhysAddr(1 << 38));
+    add("beyond-memory", PhysAddr(BEYOND));
     all
 }
 
@@ -177,6 +157,40 @@ pub fn attack(kernel: &mut Kernel) -> Result<(), Failure> {
     interrupts(kernel, &mut attempts, &mut blocked)?;
     println!("@attacked attempts={attempts} blocked={blocked}");
     Ok(())
+}
+
+/// Has this kernel's first `edu` device make one fault after the other, as fast as it can, until
+/// somebody has taken its bus mastering away; then once more, which must leave no record.
+pub fn storm(kernel: &mut Kernel) -> Result<(), Failure> {
+    let function = EDUS
+        .lock()
+        .first()
+        .map(|(function, _)| *function)
+        .ok_or_else(|| failure!("there is no device to attack with"))?;
+    let _ = drained(kernel)?;
+    let (mut attempts, mut records) = (0_u32, 0);
+    while attempts < STORM && devices::function(function)?.is_bus_master() {
+        attempts += 1;
+        miss()?;
+        records += drained(kernel)?[1];
+    }
+    let bus_master = devices::function(function)?.is_bus_master();
+    miss()?;
+    let after = drained(kernel)?[1];
+    println!(
+        "@stormed by={function} attempts={attempts} records={records} after={after} bus_master={}",
+        if bus_master { "yes" } else { "no" }
+    );
+    Ok(())
+}
+
+/// One write that no domain lets pass.
+fn miss() -> Result<(), Failure> {
+    let mut edus = EDUS.lock();
+    let (_, edu) = edus
+        .first_mut()
+        .ok_or_else(|| failure!("there is no device to attack with"))?;
+    Ok(edu.dma(Direction::ToMemory, BEYOND, 0, 4, DMA)?)
 }
 
 /// One DMA. Whether nothing came through, as far as the device can tell: what it read into its

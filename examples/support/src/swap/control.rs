@@ -10,7 +10,7 @@ use super::inventory::{Inventory, Wish, next_partition};
 use super::kernel::{Failure, KERNEL, Kernel, failure};
 use super::processors::{self, Role, role};
 use super::serving::{self, Order};
-use super::{asked, attack, bad_plans, generator, holes, launch, reclaim, undo, work};
+use super::{asked, attack, bad_plans, faults, generator, holes, launch, reclaim, undo, work};
 use crate::cpu::{apic_id, wait_for_interrupt};
 use crate::{apic, clock, console, interrupts, net, println};
 
@@ -60,6 +60,9 @@ pub fn run() {
             .is_some()
         {
             kernel.status.beat();
+            if let Err(error) = faults::look(&mut kernel) {
+                println!("@trouble text=\"{error}\"");
+            }
         }
         follow(&mut kernel);
         if let Some(line) = console::read_line() {
@@ -174,7 +177,7 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
         }
         "help" => {
             println!(
-                "status, plan [NAME] [cpus=A,B] [devices=VVVV:DDDD] [strict], launch IMAGE [KEY=VALUE ...], undo, attack [holes], wreck ring|registers, handover [inspect] [stay] [load=N], return, reclaim, load ROUNDS, go"
+                "status, plan [NAME] [cpus=A,B] [devices=VVVV:DDDD] [strict], launch IMAGE [KEY=VALUE ...], undo, attack [holes|storm], wreck ring|registers, handover [inspect] [stay] [load=N], return, reclaim, load ROUNDS, go"
             );
             Ok(())
         }
@@ -190,6 +193,7 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
         "load" => generator::rounds(kernel, number(rest.first())?),
         "undo" => undo::undo(kernel),
         "attack" if rest.contains(&"holes") => holes::attack(kernel),
+        "attack" if rest.contains(&"storm") => attack::storm(kernel),
         "attack" => attack::attack(kernel),
         "wreck" => work::wreck(kernel, rest.first().copied().unwrap_or("")),
         "handover" => {

@@ -1,10 +1,19 @@
 //! PCI functions by their address, through the configuration space that this kernel may use.
 
+use alloc::vec::Vec;
+use core::fmt;
+
 use handoff_abi::{InterruptHandle, PciFunction, PhysAddr};
+use iommu::quiesce::{self, BusMaster, ConfigSpace};
 use spin::Mutex;
 
-use super::kernel::{Failure, failure};
+use super::kernel::{Failure, Timer, failure};
+use crate::mmio::Mmio;
 use crate::pci::{self, Ecam, MsixTable};
+
+/// How long the transactions of functions that are made quiet may be pending, in microseconds: half
+/// as long again as the 50 ms after which a completion has timed out at the latest.
+const QUIET: u32 = 75_000;
 
 /// One range of buses for each host bridge that the kernel sees.
 static CONFIGURATION: Mutex<heapless::Vec<Ecam, 16>> = Mutex::new(heapless::Vec::new());
@@ -38,15 +47,63 @@ pub fn scan(bus: u8, visit: &mut impl FnMut(&pci::Function)) {
     }
 }
 
-/// Lets a function make requests or stops it from that, and makes sure that it took effect.
+/// Configuration space of the functions that this kernel may see, as the libraries want it.
+#[derive(Debug)]
+pub struct Configuration;
+
+/// A function whose bus is not this kernel's to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfSight;
+
+impl fmt::Display for OutOfSight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the bus is not this kernel's to see")
+    }
+}
+
+impl core::error::Error for OutOfSight {}
+
+impl Configuration {
+    fn registers(at: PciFunction) -> Result<Mmio, OutOfSight> {
+        let all = CONFIGURATION.lock();
+        let registers = all.iter().find_map(|ecam| ecam.registers(at.requester));
+        registers.filter(|_| at.segment == 0).ok_or(OutOfSight)
+    }
+}
+
+impl ConfigSpace for Configuration {
+    type Error = OutOfSight;
+
+    fn read16(&mut self, function: PciFunction, offset: u16) -> Result<u16, OutOfSight> {
+        Ok(Self::registers(function)?.read16(offset.into()))
+    }
+
+    fn write16(
+        &mut self,
+        function: PciFunction,
+        offset: u16,
+        value: u16,
+    ) -> Result<(), OutOfSight> {
+        Self::registers(function)?.write16(offset.into(), value);
+        Ok(())
+    }
+}
+
+/// Makes functions quiet before they change hands without a workload: what they did is done, and
+/// they do nothing more. Then their messages are off.
 ///
 /// # Errors
-/// Where it does not answer or does not obey.
-pub fn set_bus_master(at: PciFunction, on: bool) -> Result<(), Failure> {
-    if function(at)?.set_bus_master(on) {
-        return Ok(());
+/// The first that cannot be made quiet. None of those that obey is a bus master then.
+pub fn quiesce(functions: &[PciFunction]) -> Result<(), Failure> {
+    let masters = functions
+        .iter()
+        .map(|&function| BusMaster::find(&mut Configuration, function))
+        .collect::<Result<Vec<_>, _>>()?;
+    quiesce::quiesce(&mut Configuration, &mut Timer::default(), QUIET, &masters)?;
+    for &function in functions {
+        disable_messages(function);
     }
-    Err(failure!("function {at} does not obey its bus master bit"))
+    Ok(())
 }
 
 /// Keeps a function from using its interrupt line.
@@ -57,7 +114,7 @@ pub fn disable_intx(at: PciFunction) {
 }
 
 /// Switches a function's messages off.
-pub fn disable_messages(at: PciFunction) {
+fn disable_messages(at: PciFunction) {
     if let Ok(function) = function(at) {
         function.disable_msi();
         function.enable_msix(false);

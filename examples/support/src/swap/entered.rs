@@ -19,6 +19,7 @@ use partition_core::trampoline::Trampoline;
 use partition_core::watch::{ArrivalError, OwnStatus};
 
 use super::bring_up::{Start, bring_up, set_clock};
+use super::faults::Faults;
 use super::handoff::{REQUIRED, state_of};
 use super::kernel::{Config, Failure, KERNEL, Kernel, failure, page_of, shared};
 use super::launch::timing;
@@ -328,6 +329,7 @@ unsafe fn come_up(
             page_of(PhysAddr(unit.register_base()))
         }),
         unit_kind: unit.map(|unit| unit.kind()),
+        faults: Faults::default(),
         domain: domain_of(me),
         workload,
         functions: handoff

@@ -18,6 +18,7 @@ use partition_core::watch::OwnStatus;
 
 use super::bring_up::{Start, bring_up, set_clock};
 use super::command_line::option;
+use super::faults::Faults;
 use super::handoff::handle_record;
 use super::inventory::{Bridge, Topology};
 use super::kernel::{
@@ -197,6 +198,7 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         unit: None,
         unit_window: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
         unit_kind: None,
+        faults: Faults::default(),
         domain: domain_of(FIRST),
         workload: WorkloadRecord {
             id: WorkloadId(1),
@@ -346,9 +348,8 @@ fn fence(
     topology: &Topology,
     workload: PhysRange,
 ) -> Result<(), Failure> {
-    for function in topology.endpoints() {
-        devices::set_bus_master(function, false)?;
-    }
+    let endpoints: Vec<_> = topology.endpoints().collect();
+    devices::quiesce(&endpoints)?;
     if let Some(io_apic) = captured
         .madt()
         .and_then(Result::ok)

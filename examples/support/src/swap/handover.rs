@@ -318,7 +318,7 @@ pub fn answer(kernel: &mut Kernel, from: PartitionId) -> Result<(), Failure> {
             Ok(())
         }
         message::DRAIN => {
-            let mut reply = super::attack::drain(kernel)?;
+            let mut reply = super::faults::drain(kernel)?;
             reply[7] = message[7];
             send(kernel, from, &reply)
         }

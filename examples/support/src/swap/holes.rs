@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use handoff_abi::{FRAME_SIZE, InterruptHandle, PciFunction, PhysAddr, PhysRange, UnitKind};
 use iommu::Access;
 
-use super::attack::drain;
 use super::devices;
+use super::faults::drain;
 use super::kernel::{Failure, Kernel, copy_in, copy_out, failure};
 use super::own_devices::{EDUS, FIRST_VECTOR};
 use crate::edu::Direction;

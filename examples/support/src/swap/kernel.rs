@@ -19,6 +19,7 @@ use partition_core::trampoline::Trampoline;
 use partition_core::watch::OwnStatus;
 use spin::Mutex;
 
+use super::faults::Faults;
 use super::launch::Launched;
 use super::misbehave::Misbehaviour;
 use crate::mark::{WAIT, WAITED, mark};
@@ -180,6 +181,8 @@ pub struct Kernel {
     pub unit_window: PhysRange,
     /// The architecture of the unit; `None` where there is none.
     pub unit_kind: Option<UnitKind>,
+    /// What the unit recorded, while it is the steward.
+    pub faults: Faults,
     /// The domain of its devices.
     pub domain: DomainId,
     /// The workload.

@@ -342,11 +342,11 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
     let launched = launched(kernel)?;
     launched.stage = Stage::Fenced;
     let (plan, domain, partition) = (launched.plan.clone(), launched.domain, launched.partition);
-    for planned in plan.functions() {
-        own_devices::let_go(planned.function);
-        devices::set_bus_master(planned.function, false)?;
-        devices::disable_messages(planned.function);
+    let functions = functions(&plan);
+    for &function in &functions {
+        own_devices::let_go(function);
     }
+    devices::quiesce(&functions)?;
     for &range in plan.memory() {
         kernel.unmap_dma(kernel.domain, range)?;
     }
@@ -356,13 +356,10 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
     }
     let first = plan.cpus().first().copied().unwrap_or(ApicId(0));
     let mut handles = Vec::new();
-    let mut pending = Pending::none();
+    let mut pending = clear_interrupts(kernel, &functions)?;
     let mut vector = FIRST_VECTOR;
     for planned in plan.functions() {
         let source = planned.function.requester;
-        for old in interrupts_of(kernel, source)? {
-            pending = pending.merge(kernel.unit()?.clear_interrupt(old)?);
-        }
         for message in 0..planned.interrupts {
             let target = InterruptTarget {
                 destination: first,
@@ -379,26 +376,23 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
             vector += 1;
         }
     }
+    let requesters = requesters(&plan);
     let method = kernel
         .unit()?
-        .move_devices(&requesters(&plan), Some(domain), pending)?;
+        .move_devices(&requesters, Some(domain), pending)?;
+    kernel.faults.forget(&requesters);
     println!(
         "@fence partition={partition} devices={} method={method:?}",
         plan.functions().len()
     );
     let launched = self::launched(kernel)?;
     launched.handles = handles;
-    let moved: Vec<_> = plan
-        .functions()
-        .iter()
-        .map(|planned| planned.function)
-        .collect();
     kernel
         .handles
-        .retain(|handle| !moved.contains(&handle.function));
+        .retain(|handle| !functions.contains(&handle.function));
     kernel
         .functions
-        .retain(|function| !moved.contains(function));
+        .retain(|function| !functions.contains(function));
     let owner = Owner::Partition(partition);
     let steward = kernel.steward()?;
     let intended: Vec<_> = steward
@@ -412,6 +406,26 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
         steward.complete(slot)?;
     }
     Ok(())
+}
+
+/// The plan's functions.
+#[must_use]
+pub fn functions(plan: &Plan) -> Vec<PciFunction> {
+    plan.functions()
+        .iter()
+        .map(|planned| planned.function)
+        .collect()
+}
+
+/// Drops the interrupts of functions that change hands, from the flush of the result on.
+pub fn clear_interrupts(
+    kernel: &mut Kernel,
+    functions: &[PciFunction],
+) -> Result<Pending, Failure> {
+    let unit = kernel.unit()?;
+    Ok(functions.iter().fold(Pending::none(), |pending, function| {
+        pending.merge(unit.clear_interrupts(function.requester))
+    }))
 }
 
 /// The interrupt entries that accept a requester.

@@ -12,6 +12,7 @@ pub mod command_line;
 pub mod control;
 pub mod devices;
 pub mod entered;
+pub mod faults;
 pub mod filtered;
 pub mod first;
 pub mod generator;

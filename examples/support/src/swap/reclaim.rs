@@ -8,7 +8,7 @@ use handoff_abi::{
     PhysAddr, PhysRange, RequesterId, UnitKind, Writer, resource,
 };
 use iommu::amd::spec::DeviceTableBase;
-use iommu::{Config, Pending, Reach};
+use iommu::{Config, Reach};
 use partition_core::ledger::{LedgerView, Steward};
 
 use super::handoff::{HANDOFF, append_state, handoff_at, state_of};
@@ -16,7 +16,7 @@ use super::inventory::Topology;
 use super::kernel::{
     DMA_FLOOR, Failure, Kernel, Patience, Unit, copy_in, copy_out, failure, unit_parts,
 };
-use super::launch::{function_number, interrupts_of};
+use super::launch::{clear_interrupts, function_number};
 use super::processors::{self, Role};
 use super::remapping::Remapping;
 use super::undo::claim;
@@ -255,22 +255,19 @@ fn take_devices(
     let captured = Capture::parse(&bytes)?;
     let topology = Topology::scan(kernel, &captured)?;
     let mut requesters = Vec::new();
-    let mut pending = Pending::none();
+    devices::quiesce(functions)?;
+    let pending = clear_interrupts(kernel, functions)?;
     for &function in functions {
-        devices::set_bus_master(function, false)?;
-        devices::disable_messages(function);
         for requester in topology.requesters(function) {
             if !requesters.contains(&requester) {
                 requesters.push(requester);
             }
         }
-        for handle in interrupts_of(kernel, function.requester)? {
-            pending = pending.merge(kernel.unit()?.clear_interrupt(handle)?);
-        }
     }
     kernel
         .unit()?
         .move_devices(&requesters, Some(mine), pending)?;
+    kernel.faults.forget(&requesters);
     let theirs = domain_of(old);
     if kernel.unit()?.domain_ids().any(|id| id == theirs) {
         kernel.unit()?.destroy_domain(theirs)?;

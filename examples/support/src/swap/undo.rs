@@ -1,11 +1,10 @@
 //! The way back: everything that a successor was given is taken from it again.
 
 use handoff_abi::ApicId;
-use iommu::Pending;
 
 use super::devices;
 use super::kernel::{DMA_FLOOR, Failure, Kernel, Patience, failure};
-use super::launch::{Launched, PARK, Stage, interrupts_of, requesters};
+use super::launch::{Launched, PARK, Stage, clear_interrupts, functions, requesters};
 use super::own_devices;
 use super::processors::{self, Role};
 use crate::{clock, println};
@@ -62,13 +61,7 @@ pub fn undo(kernel: &mut Kernel) -> Result<(), Failure> {
     kernel.steward()?.inherit(partition, me)?;
     kernel.steward()?.join()?;
     if launched.stage >= Stage::Fenced {
-        kernel.functions.extend(
-            launched
-                .plan
-                .functions()
-                .iter()
-                .map(|planned| planned.function),
-        );
+        kernel.functions.extend(functions(&launched.plan));
         own_devices::set_aside_all(kernel)?;
         own_devices::take_up(kernel)?;
     }
@@ -89,18 +82,15 @@ pub fn undo(kernel: &mut Kernel) -> Result<(), Failure> {
 
 fn take_devices_back(kernel: &mut Kernel, launched: &Launched) -> Result<(), Failure> {
     let domain = launched.domain;
-    let mut pending = Pending::none();
-    for planned in launched.plan.functions() {
-        devices::set_bus_master(planned.function, false)?;
-        devices::disable_messages(planned.function);
-        for handle in interrupts_of(kernel, planned.function.requester)? {
-            pending = pending.merge(kernel.unit()?.clear_interrupt(handle)?);
-        }
-    }
+    let functions = functions(&launched.plan);
+    devices::quiesce(&functions)?;
+    let pending = clear_interrupts(kernel, &functions)?;
     let mine = kernel.domain;
+    let requesters = requesters(&launched.plan);
     kernel
         .unit()?
-        .move_devices(&requesters(&launched.plan), Some(mine), pending)?;
+        .move_devices(&requesters, Some(mine), pending)?;
+    kernel.faults.forget(&requesters);
     if kernel.unit()?.domain_ids().any(|id| id == domain) {
         kernel.unit()?.destroy_domain(domain)?;
     }
