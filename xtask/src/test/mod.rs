@@ -4,6 +4,7 @@ mod checks;
 mod delta;
 mod facts;
 mod handoffs;
+mod host;
 mod queue;
 mod scenarios;
 

@@ -142,6 +142,14 @@ pub(super) const ALL: &[Scenario] = &[
         work: chain,
     },
     Scenario {
+        name: "host-managed",
+        about: "a kernel that drives its unit itself fences with it, and hands it over as Baton's",
+        long: false,
+        iommu: Iommu::VtD,
+        limit: 180,
+        work: super::host::host_managed,
+    },
+    Scenario {
         name: "stay",
         about: "the old kernel stays as standby and takes the service back",
         long: false,

@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
 use handoff_abi::{
     ApicId, Console, Exchange, FRAME_SIZE, InterruptHandle, InterruptTarget, Ledger, Owner,
-    PartitionId, PciFunction, PhysAddr, PhysRange, Workload as WorkloadRecord, WorkloadId,
-    resource,
+    PartitionId, PciFunction, PhysAddr, PhysRange, UnitKind, Workload as WorkloadRecord,
+    WorkloadId, resource,
 };
-use iommu::Access as DmaAccess;
+use iommu::{Access as DmaAccess, HostManaged};
 use partition_core::baton::{Baton, Sizes};
 use partition_core::ledger::Steward;
 use partition_core::park::{self, ParkArea};
@@ -19,7 +19,9 @@ use partition_core::watch::OwnStatus;
 use super::bring_up::{Start, bring_up, set_clock};
 use super::command_line::option;
 use super::faults::Faults;
+use super::fence::Fence;
 use super::handoff::handle_record;
+use super::host::HostVtd;
 use super::inventory::{Bridge, Topology};
 use super::kernel::{
     Config, Failure, KERNEL, Kernel, Patience, Unit, dma_pieces, failure, page_of, shared,
@@ -44,6 +46,8 @@ const CAPTURE: u64 = 96 << 10;
 /// Where the first kernel starts its processors from.
 const TRAMPOLINE: PhysAddr = PhysAddr(0x8000);
 const FOUR_GIB: u64 = 1 << 32;
+/// Bytes for the tables of this kernel's own driver of the unit, where it has one.
+const HOST_POOL: u64 = 2 << 20;
 
 /// Reads firmware's tables through the window.
 struct Window<'a>(&'a [(PhysRange, u32)]);
@@ -235,7 +239,13 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         topology.functions().for_each(devices::disable_intx);
     }
     fill_ledger(&mut kernel, info, &captured, &topology, workload)?;
-    fence(&mut kernel, &captured, &topology, workload)?;
+    fence(
+        &mut kernel,
+        info.command_line(),
+        &captured,
+        &topology,
+        workload,
+    )?;
     start_processors(&mut kernel)?;
     kernel.functions = topology
         .endpoints()
@@ -344,6 +354,7 @@ fn fill_ledger(
 /// other device nothing.
 fn fence(
     kernel: &mut Kernel,
+    line: &str,
     captured: &Capture<'_>,
     topology: &Topology,
     workload: PhysRange,
@@ -378,7 +389,16 @@ fn fence(
         kernel.baton.iommu,
         remapping.config(limit)?,
     )?;
-    kernel.unit = Some(unit);
+    let pool = if option(line, "iommu") == Some("host") {
+        host_pool(kernel)?
+    } else {
+        PhysRange::from_bounds(PhysAddr(0), PhysAddr(0))
+    };
+    kernel.unit = Some(if pool.is_empty() {
+        Fence::Own(unit)
+    } else {
+        hosted(kernel, unit, pool)?
+    });
     let mine = kernel.domain;
     kernel.unit()?.create_domain(WORKLOAD_DOMAIN)?;
     kernel.unit()?.create_domain(mine)?;
@@ -393,7 +413,14 @@ fn fence(
         unit.flush(pending)?;
     }
     for range in kernel.memory_of(kernel.owner()) {
-        kernel.map_dma(mine, range)?;
+        // No device reaches the tables that it is fenced by.
+        let before =
+            PhysRange::from_bounds(range.base(), pool.base().clamp(range.base(), range.end()));
+        let after =
+            PhysRange::from_bounds(pool.end().clamp(range.base(), range.end()), range.end());
+        for part in [before, after].into_iter().filter(|part| !part.is_empty()) {
+            kernel.map_dma(mine, part)?;
+        }
     }
     for bridge in topology.fenced(&remapping) {
         let Bridge {
@@ -415,12 +442,38 @@ fn fence(
     }
     kernel.unit()?.enable()?;
     println!(
-        "@fenced vendor={} unit={:#x} arena_free={}",
+        "@fenced vendor={} unit={:#x} arena_free={} host={}",
         vendor(kernel.unit()?.kind()),
         kernel.unit_window.base().0,
-        kernel.unit()?.free_frames()
+        kernel.unit()?.free_frames(),
+        if pool.is_empty() { "no" } else { "yes" }
     );
     Ok(())
+}
+
+/// Memory for the tables of this kernel's own driver.
+fn host_pool(kernel: &mut Kernel) -> Result<PhysRange, Failure> {
+    kernel
+        .memory
+        .take(HOST_POOL, HOST_POOL, FOUR_GIB)
+        .ok_or_else(|| failure!("no room for the host's tables"))
+}
+
+/// The unit under this kernel's own driver, with Baton's tables beside it.
+fn hosted(kernel: &Kernel, unit: Unit, pool: PhysRange) -> Result<Fence, Failure> {
+    if unit.kind() != UnitKind::VtD {
+        return Err(failure!("this kernel's own driver knows VT-d alone"));
+    }
+    let window = kernel.unit_window;
+    // SAFETY: the window was mapped by `Topology::scan`; this driver has it alone, for the tables
+    // beside it are not in force, and when they are it does nothing any more.
+    let registers = unsafe { mmio::Mmio::new(window.base(), window.length() as usize) };
+    // SAFETY: the pool was just taken from this kernel's free memory, which the window maps, and is
+    // not given back.
+    let host = unsafe { HostVtd::new(registers, pool) }.map_err(|error| failure!("{error}"))?;
+    HostManaged::new(host, unit)
+        .map(Fence::Host)
+        .map_err(|_| failure!("the tables are in force already"))
 }
 
 /// Gives a function's messages interrupt entries that go to a processor of this kernel.

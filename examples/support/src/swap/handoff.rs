@@ -141,7 +141,10 @@ pub fn write_handoff(kernel: &mut Kernel) -> Result<usize, Failure> {
         writer.critical(handle)?;
     }
     writer.critical(&launched.firmware)?;
-    append_state(&mut writer, &state)?;
+    // A host's unit has none before it is taken over, which is when the service is.
+    if let Some(state) = state {
+        append_state(&mut writer, &state)?;
+    }
     writer.critical(&kernel.workload)?;
     writer.critical(&Domain {
         domain: launched.domain,

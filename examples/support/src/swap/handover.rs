@@ -180,6 +180,11 @@ fn try_hand_over(
     // until it freezes: none of this is in the blackout.
     serving::give(Order::Poll);
     processors::wake(kernel.service_cpu);
+    if let Some(fence) = kernel.unit.take() {
+        let (fence, taken_over) = fence.taken_over();
+        kernel.unit = Some(fence);
+        taken_over?;
+    }
     retarget(kernel, theirs)?;
     write_handoff_for(kernel, next)?;
     if manner.requests > 0 {

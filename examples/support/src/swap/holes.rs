@@ -100,7 +100,7 @@ impl Attacker {
         self.written(kernel, "handle-of-another-by-dma", others)?;
         self.written(kernel, "compatible-format-by-dma", compatible)?;
         self.load(&compatible.1.to_le_bytes())?;
-        let pending = kernel.unit()?.block(requester);
+        let pending = kernel.unit()?.block(requester)?;
         kernel.unit()?.flush(pending)?;
         let result = self.write_loaded(kernel, "compatible-format-of-blocked", compatible);
         let domain = kernel.domain;

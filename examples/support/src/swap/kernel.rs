@@ -20,6 +20,7 @@ use partition_core::watch::OwnStatus;
 use spin::Mutex;
 
 use super::faults::Faults;
+use super::fence::Fence;
 use super::launch::Launched;
 use super::misbehave::Misbehaviour;
 use crate::mark::{WAIT, WAITED, mark};
@@ -176,7 +177,7 @@ pub struct Kernel {
     /// The right to write the ledger, while it is the steward.
     pub steward: Option<Steward<'static>>,
     /// The remapping unit, while it is the steward.
-    pub unit: Option<Unit>,
+    pub unit: Option<Fence>,
     /// The register window of the unit.
     pub unit_window: PhysRange,
     /// The architecture of the unit; `None` where there is none.
@@ -253,7 +254,7 @@ impl Kernel {
     ///
     /// # Errors
     /// Where this kernel does not drive it.
-    pub fn unit(&mut self) -> Result<&mut Unit, Failure> {
+    pub fn unit(&mut self) -> Result<&mut Fence, Failure> {
         let me = self.me;
         self.unit
             .as_mut()
@@ -313,7 +314,7 @@ impl Kernel {
                 Ok(more) => pending = pending.merge(more),
                 Err(error) => {
                     unit.flush(pending)?;
-                    return Err(error.into());
+                    return Err(error);
                 }
             }
         }

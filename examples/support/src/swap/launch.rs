@@ -423,9 +423,11 @@ pub fn clear_interrupts(
     functions: &[PciFunction],
 ) -> Result<Pending, Failure> {
     let unit = kernel.unit()?;
-    Ok(functions.iter().fold(Pending::none(), |pending, function| {
-        pending.merge(unit.clear_interrupts(function.requester))
-    }))
+    let mut pending = Pending::none();
+    for function in functions {
+        pending = pending.merge(unit.clear_interrupts(function.requester)?);
+    }
+    Ok(pending)
 }
 
 /// The interrupt entries that accept a requester.

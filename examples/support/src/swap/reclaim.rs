@@ -11,6 +11,7 @@ use iommu::amd::spec::DeviceTableBase;
 use iommu::{Config, Reach};
 use partition_core::ledger::{LedgerView, Steward};
 
+use super::fence::Fence;
 use super::handoff::{HANDOFF, append_state, handoff_at, state_of};
 use super::inventory::Topology;
 use super::kernel::{
@@ -66,7 +67,7 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
             allowed
         },
     )?;
-    kernel.unit = Some(unit);
+    kernel.unit = Some(Fence::Own(unit));
     println!(
         "@took-up partition={} swap={} ns={}",
         kernel.me,
@@ -130,7 +131,10 @@ fn covers(view: &LedgerView<'_>, owner: Owner, memory: PhysRange) -> bool {
 
 /// The handoff for a kernel that has stayed: it knows everything but the unit's record.
 pub fn write_return(kernel: &mut Kernel, next: PartitionId) -> Result<(), Failure> {
-    let state = kernel.unit()?.record()?;
+    let state = kernel
+        .unit()?
+        .record()?
+        .ok_or_else(|| failure!("the remapping unit was not taken over"))?;
     let at = handoff_at(kernel, next);
     let mut buffer = [0_u8; HANDOFF as usize];
     let epoch = kernel.view().map_or(0, |view| view.stewardship().epoch);
