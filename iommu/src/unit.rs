@@ -288,10 +288,7 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// See [`EnableError`].
     pub fn enable_over<Q: TableMemory>(&mut self, queue: &mut Q) -> Result<(), EnableError> {
-        match self {
-            Self::VtD(unit) => unit.enable_over(queue),
-            Self::AmdVi(unit) => unit.enable(),
-        }
+        either!(self, unit => unit.enable_over(queue))
     }
 
     /// Whether the tables were prepared and the unit has never seen them.

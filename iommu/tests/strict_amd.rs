@@ -5,6 +5,8 @@
 mod adoption;
 #[path = "strict_amd/bring_up.rs"]
 mod bring_up;
+#[path = "strict_amd/closing.rs"]
+mod closing;
 #[path = "strict_amd/commands.rs"]
 mod commands;
 #[path = "strict_amd/events.rs"]

@@ -64,6 +64,12 @@ impl CommandBuffer {
         self.status
     }
 
+    /// Where the wait writes that closes a buffer before it is switched off. The next steward's
+    /// status begins at 128.
+    pub(super) const fn closed(&self) -> PhysAddr {
+        offset(self.status, 64)
+    }
+
     pub(super) const fn base(&self) -> RingBase {
         RingBase::new(self.ring)
     }

@@ -7,7 +7,7 @@
 //! | domains and what is in them | [`Unit::create_domain`], [`Unit::map`], [`Unit::unmap`], [`Unit::destroy_domain`] |
 //! | devices | [`Unit::attach`], [`Unit::block`], [`Unit::move_devices`], [`Unit::prepare_move`] |
 //! | interrupts | [`Unit::allocate_interrupt`], [`Unit::open_vectors`], [`Unit::retarget`], [`Unit::clear_interrupt`] |
-//! | put the tables into force | [`Unit::enable`] |
+//! | put the tables into force | [`Unit::enable`], or [`Unit::enable_over`] a command buffer that runs |
 //! | make the unit notice a change | [`Unit::flush`], or [`Unit::submit`] and [`Unit::wait`] |
 //! | what was refused | [`Unit::drain_faults`], [`Unit::silence`] |
 //! | hand the unit over | [`Unit::record`], [`Unit::adopt`] |
@@ -56,6 +56,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+mod closing;
 mod commands;
 mod devices;
 mod events;

@@ -14,7 +14,7 @@ use super::spec::{
     Status,
 };
 use crate::arena::Arena;
-use crate::driver::{Driver, Phase};
+use crate::driver::{Driver, Phase, Running};
 use crate::tables::{Tables, offset};
 use crate::{
     Deadline, EnableError, InvalidateError, PrepareError, RegisterError, RegisterIo, TableMemory,
@@ -194,19 +194,45 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// on; all caches invalidated; event interrupt on.
     ///
     /// Where firmware left the unit on it stays on: the new device table replaces the old one by
-    /// one store to a register, and no request passes untranslated.
+    /// one store to a register, and no request passes untranslated. Where it left a command buffer
+    /// running, see [`enable_over`](Self::enable_over).
     ///
     /// # Errors
     /// See [`EnableError`]. The unit may be left anywhere on the way; `enable` can be called again.
     pub fn enable(&mut self) -> Result<(), EnableError> {
+        self.bring_up(None::<&mut M>)
+    }
+
+    /// As [`enable`](Self::enable), over the command buffer that firmware or an earlier kernel left
+    /// running and [`EnableError::QueueRuns`] named; `queue` reaches its memory.
+    ///
+    /// A running buffer is switched off only when all of its commands are done, which only a wait
+    /// behind them tells (section 2.4), so one is put where its tail is. That is the only place
+    /// outside the arena that the driver ever writes to: 16 bytes, which are put back when the unit
+    /// has passed them. The wait itself writes into the arena. Whether the memory is still that
+    /// buffer, and not in use for something else since, only the embedder knows: it says so by
+    /// calling this function.
+    ///
+    /// # Errors
+    /// See [`EnableError`].
+    pub fn enable_over<Q: TableMemory>(&mut self, queue: &mut Q) -> Result<(), EnableError> {
+        self.bring_up(Some(queue))
+    }
+
+    fn bring_up<Q: TableMemory>(&mut self, foreign: Option<&mut Q>) -> Result<(), EnableError> {
         let found = self.vendor.hardware.control()?;
         if found.contains(Control::IOMMU) && found & Control::FORMAT != self.vendor.config.format()
         {
             return Err(EnableError::InterruptFormat { control: found });
         }
+        let running = self.running_buffer(found)?;
+        let foreign_memory = running.and_then(Running::foreign);
+        if let (Some(memory), None) = (foreign_memory, &foreign) {
+            return Err(EnableError::QueueRuns(memory));
+        }
         self.check_device_table()?;
-        if found.contains(Control::COMMAND_BUFFER) {
-            self.run_out()?;
+        if let Some(buffer) = running {
+            self.close_buffer(buffer, found, foreign.filter(|_| foreign_memory.is_some()))?;
         }
         // A unit that is on must see the new tables, so it snoops from here on if it is to.
         let control = self.vendor.config.control() | found & Control::SMI_FILTER;
@@ -238,30 +264,6 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         self.vendor.hardware.poll_running(runs, true)?;
         self.invalidate_every_id()?;
         self.set_fault_interrupt(self.vendor.config.fault_interrupt)?;
-        Ok(())
-    }
-
-    /// Waits until the commands that somebody else left in a buffer are fetched, if the unit still
-    /// fetches any: a buffer is switched off only when it is empty.
-    fn run_out(&mut self) -> Result<(), RegisterError> {
-        if !self
-            .vendor
-            .hardware
-            .status()?
-            .contains(Status::COMMAND_BUFFER_RUN)
-        {
-            return Ok(());
-        }
-        let length = RingBase(self.vendor.hardware.read(Register::CommandBufferBase)).length();
-        let tail = self
-            .vendor
-            .hardware
-            .read_present(Register::CommandBufferTail)?;
-        self.vendor
-            .hardware
-            .poll(Register::CommandBufferHead, |head| {
-                head % length == tail % length
-            })?;
         Ok(())
     }
 

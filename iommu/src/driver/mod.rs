@@ -5,6 +5,7 @@
 
 mod adopt;
 mod batches;
+mod closing;
 mod devices;
 mod domains;
 mod moves;
@@ -13,6 +14,7 @@ mod switch;
 use handoff_abi::{DomainId, PhysAddr, PhysRange, RequesterId};
 
 pub(crate) use self::adopt::{Walk, check_recorded};
+pub(crate) use self::closing::{Running, place};
 use self::switch::Spare;
 use crate::arena::Arena;
 use crate::domain::{Bounds, Domains};

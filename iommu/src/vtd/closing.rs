@@ -1,37 +1,11 @@
 //! Switching off a queue that runs already: firmware's, an earlier kernel's, or this driver's own.
 
-use handoff_abi::{FRAME_SIZE, PhysAddr, PhysRange};
+use handoff_abi::{FRAME_SIZE, PhysAddr};
 
 use super::spec::{Descriptor, FaultStatus, GlobalStatus, QueueAddress, Register};
 use super::unit::Unit;
-use crate::tables::offset;
+use crate::driver::{Running, place};
 use crate::{Deadline, EnableError, InvalidateError, RegisterError, RegisterIo, TableMemory};
-
-/// A queue that the unit runs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Running {
-    memory: PhysRange,
-    /// IQT.
-    tail: u64,
-    own: bool,
-}
-
-impl Running {
-    /// Its memory, where it is somebody else's.
-    pub(super) const fn foreign(self) -> Option<PhysRange> {
-        if self.own { None } else { Some(self.memory) }
-    }
-
-    /// The slot that the unit fetches next, once it is told to. It is software's until then.
-    fn slot(self) -> PhysRange {
-        let base = offset(self.memory.base(), self.tail);
-        PhysRange::from_bounds(base, offset(base, Descriptor::SIZE))
-    }
-
-    const fn next_tail(self) -> u64 {
-        (self.tail + Descriptor::SIZE) % self.memory.length()
-    }
-}
 
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// The queue that the unit runs, if it runs one. Nothing is written.
@@ -50,16 +24,14 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             tail,
         };
         let length = FRAME_SIZE << address.size();
-        let Ok(memory) = PhysRange::new(address.queue(), length) else {
-            return Err(unusable);
-        };
         let own = address == self.vendor.queue.address();
-        let misplaced = memory.end().0 > self.vendor.config.host_limit()
-            || (!own && memory.overlaps(self.arena.range()));
-        if address.wide() || misplaced || tail >= length || !tail.is_multiple_of(Descriptor::SIZE) {
-            return Err(unusable);
+        let limit = self.vendor.config.host_limit();
+        let arena = self.arena.range();
+        let running = Running::new(address.queue(), length, tail, own, arena, limit);
+        match running.filter(|_| !address.wide()) {
+            Some(running) => Ok(Some(running)),
+            None => Err(unusable),
         }
-        Ok(Some(Running { memory, tail, own }))
     }
 
     /// Switches a running queue off behind a wait of this driver. `foreign` reaches its memory
@@ -75,11 +47,12 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     ) -> Result<(), EnableError> {
         self.vendor
             .hardware
-            .poll64(Register::InvalidationQueueHead, |head| head == queue.tail)?;
+            .poll64(Register::InvalidationQueueHead, |head| head == queue.tail())?;
         // Whoever else's queue it is, the unit writes nowhere but into this unit's arena.
         let done = self.vendor.queue.closed();
         self.tables.store_and_publish(done, 0);
-        let wait = Descriptor::wait(done, CLOSED);
+        let Descriptor { low, high } = Descriptor::wait(done, CLOSED);
+        let wait = [low, high];
         let slot = queue.slot();
         let before = match foreign.as_deref_mut() {
             Some(memory) => place(memory, self.tables.coherent, slot.base(), wait),
@@ -148,24 +121,3 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
 /// What the closing wait writes.
 const CLOSED: u32 = 1;
-
-/// Stores a descriptor and returns what was there; `None` where the memory does not take it.
-fn place<T: TableMemory>(
-    memory: &mut T,
-    coherent: bool,
-    at: PhysAddr,
-    descriptor: Descriptor,
-) -> Option<Descriptor> {
-    let upper = offset(at, 8);
-    let before = Descriptor {
-        low: memory.load(at),
-        high: memory.load(upper),
-    };
-    memory.store(upper, descriptor.high);
-    memory.store(at, descriptor.low);
-    if !coherent {
-        memory.write_back(at, Descriptor::SIZE);
-    }
-    // Memory that the embedder did not reach would have the unit execute whatever lies there.
-    (memory.load(at) == descriptor.low && memory.load(upper) == descriptor.high).then_some(before)
-}

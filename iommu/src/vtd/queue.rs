@@ -38,8 +38,9 @@ impl Queue {
     const SLOTS: u32 = (FRAME_SIZE / Descriptor::SIZE) as u32;
     /// Where a wait writes that replaces a descriptor the unit stopped at.
     const SCRATCH: u64 = 64;
-    /// Where the wait writes that closes a queue before it is switched off.
-    const CLOSED: u64 = 128;
+    /// Where the wait writes that closes a queue before it is switched off. The next steward's status
+    /// begins at 128.
+    const CLOSED: u64 = 96;
     /// How often a batch is given to the unit before it counts as refused.
     const ATTEMPTS: u32 = 3;
     /// How many looks at the status word there are for each look at FSTS, which is slow.

@@ -2,7 +2,6 @@
 
 use handoff_abi::{FRAME_SIZE, InterruptMessage, PhysRange};
 
-use super::closing::Running;
 use super::hardware::Hardware;
 use super::interrupts::InterruptTable;
 use super::probe::Capabilities;
@@ -12,7 +11,7 @@ use super::spec::{
     ProtectedMemoryEnable, Register, RootTableAddress, TranslationMode,
 };
 use crate::arena::Arena;
-use crate::driver::{Driver, Phase};
+use crate::driver::{Driver, Phase, Running};
 use crate::tables::Tables;
 use crate::{Deadline, EnableError, Pending, PrepareError, RegisterError, RegisterIo, TableMemory};
 

@@ -122,7 +122,7 @@ fn a_unit_that_was_left_on_gets_the_new_table_without_a_gap() {
         machine.attack(0, DEVICE.0, A_BASE);
         machine.attack(0, DEVICE.0, B_BASE);
         machine.attack(0, OTHER.0, A_BASE);
-        unit.enable().unwrap();
+        unit.enable_over(&mut machine.memory()).unwrap();
         let attacks = machine.take_attacks();
         for attack in &attacks {
             let own = attack.sid == DEVICE.0 && attack.result == Ok(A_BASE);
@@ -171,34 +171,6 @@ fn a_unit_left_on_with_another_interrupt_format_is_refused_untouched() {
         .unwrap();
     machine.audit();
     machine.assert_no_violations();
-}
-
-#[test]
-fn commands_that_were_left_in_a_buffer_run_out_first() {
-    for entries in [8, 9, 12] {
-        let model = UnitConfig::default();
-        let machine = machine(Schedule::Lazy, std::slice::from_ref(&model));
-        let (table, commands) = (0x2000_0000, 0x2200_0000);
-        machine.fill(table, &[0b11, 0, 0b1, 0], 512);
-        // Forty that invalidate an entry, and a wait, as every batch has.
-        machine.fill(commands, &[2 << 60 | 0x77, 0], 1);
-        machine.poke(commands + 40 * 16, 1 << 60 | 1 << 2);
-        machine.left_on(
-            0,
-            table | 0x1ff,
-            commands | entries << 56,
-            0x2210_0000 | 9 << 56,
-            CMD_BUF_EN | EVENT_LOG_EN | 1 << 10,
-        );
-        machine.force_register(0, (0x2008, 41 * 16));
-        prepare(&machine, 0, &model, config(&model))
-            .unwrap()
-            .enable()
-            .unwrap();
-        assert_eq!(machine.counters(0).entry_commands, 40);
-        machine.audit();
-        machine.assert_no_violations();
-    }
 }
 
 #[test]

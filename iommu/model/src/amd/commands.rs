@@ -327,7 +327,6 @@ impl Unit {
                 self.interrupt_entries.clear();
                 self.live.retain(|_, l| !l.leaving);
                 self.live_tables.retain(|_, l| !l.leaving);
-                self.live_interrupts.clear();
                 self.since_enable.all = true;
                 for write in &mut self.posted {
                     write.drained = true;
@@ -345,7 +344,6 @@ impl Unit {
             }
             Invalidation::Interrupts { sid } => {
                 self.interrupt_entries.retain(|&(s, _), _| s != sid);
-                self.live_interrupts.retain(|&(s, _), _| s != sid);
                 self.since_enable.interrupts.insert(sid);
                 if self.live_tables.get(&sid).is_some_and(|l| l.entry_flushed) {
                     self.live_tables.remove(&sid);

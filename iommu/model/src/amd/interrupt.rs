@@ -268,7 +268,6 @@ impl Unit {
                     continue;
                 }
                 for &sid in &sids {
-                    self.live_interrupts.insert((sid, index), found.0);
                     self.prefetch_interrupt(memory, sid, root, index);
                 }
             }

@@ -196,11 +196,11 @@ impl Unit {
         }
         if let Some(sid) = self.entry_holding(at) {
             self.check_entry_store(memory, log, at, value, sid);
-        } else if let Some((root, sids)) = self.interrupt_table_at(at) {
+        } else if let Some((root, _)) = self.interrupt_table_at(at) {
             let offset = at - root;
             if self.wide_interrupts() {
                 let index = (offset / 16) as u16;
-                self.check_wide_store(memory, log, at, value, index, &sids);
+                self.check_wide_store(memory, log, at, value, index);
             } else {
                 for half in [0, 32] {
                     let (old, new) = (old >> half & 0xffff_ffff, value >> half & 0xffff_ffff);
@@ -309,37 +309,20 @@ impl Unit {
         }
     }
 
-    fn check_wide_store(
-        &mut self,
-        memory: &Memory,
-        log: &mut Log,
-        at: u64,
-        value: u64,
-        index: u16,
-        sids: &[u16],
-    ) {
+    fn check_wide_store(&self, memory: &Memory, log: &mut Log, at: u64, value: u64, index: u16) {
         let base = at & !15;
         let old = [memory.processor(base), memory.processor(base + 8)];
         let mut new = old;
         new[(at / 8 % 2) as usize] = value;
         let detail = format!("interrupt entry {index:#x} at {base:#x}: {old:x?} becomes {new:x?}");
         let number = self.number;
-        if old[1] != new[1] {
-            let live = sids
-                .iter()
-                .any(|&sid| self.live_interrupts.contains_key(&(sid, index)));
-            if new[0] & 1 != 0 {
-                log.broken(number, Rule::TornEntry, detail);
-            } else if live && self.config.fence_rules {
-                log.broken(number, Rule::EntryReusedBeforeInvalidation, detail);
-            }
+        // The unit reads the entry whole. Where RemapEn is clear it reads that, or has the entry before
+        // in its cache: to write the upper half then is not a reuse, since all entries of a table are
+        // the same devices'.
+        if old[1] != new[1] && new[0] & 1 != 0 {
+            log.broken(number, Rule::TornEntry, detail);
         }
         self.check_interrupt(log, base, InterruptEntry(new));
-        if new[0] & 1 != 0 {
-            for &sid in sids {
-                self.live_interrupts.insert((sid, index), new);
-            }
-        }
     }
 
     fn check_interrupt(&self, log: &mut Log, at: u64, entry: InterruptEntry) {

@@ -199,7 +199,6 @@ pub(crate) struct Unit {
     // What software did that the unit may have seen.
     pub(crate) live: HashMap<u16, LiveEntry>,
     pub(crate) live_tables: HashMap<u16, LiveEntry>,
-    pub(crate) live_interrupts: HashMap<(u16, u16), [u64; 2]>,
     pub(crate) interrupt_tables: BTreeMap<u64, InterruptTable>,
     pub(crate) since_enable: SinceEnable,
     pub(crate) posted: Vec<PostedWrite>,
@@ -274,7 +273,6 @@ impl Unit {
             walked: ByPage::default(),
             live: HashMap::new(),
             live_tables: HashMap::new(),
-            live_interrupts: HashMap::new(),
             interrupt_tables: BTreeMap::new(),
             since_enable: SinceEnable::default(),
             posted: Vec::new(),
