@@ -263,6 +263,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             ..Self::new(vendor, tables, arena, window, device_table.table())
         };
         unit.take_over_rings()?;
+        let control = unit.vendor.hardware.control()? | unit.refuse_smi();
+        unit.vendor.hardware.set_control(control);
         unit.set_fault_interrupt(config.fault_interrupt)?;
         Ok(unit)
     }
@@ -330,7 +332,7 @@ fn compare_registers<R: RegisterIo, C: Deadline>(
     let exclusion = hardware.read(Register::ExclusionBase) & 0b11;
     compare(Register::ExclusionBase, 0, exclusion)?;
     // Nothing may be on but what a running fence has; the event interrupt may be on or off, and the
-    // filter is firmware's.
+    // filter is switched on where there is one.
     let running = config.control().bits();
     let changes = (Control::EVENT_INTERRUPT | Control::SMI_FILTER).bits();
     compare(Register::Control, running, state.control & !changes)?;

@@ -24,8 +24,9 @@
 //!   every vector at one processor ([`Unit::open_vectors`]).
 //! * Device caches (DTE.I) are off for every device, the exclusion range is off, port and system
 //!   management requests are aborted, and so are NMI, INIT, ExtINT and the lines LINT0 and LINT1. A
-//!   system management interrupt is not: no entry says anything of it, and the filter that some
-//!   units have is left as firmware set it.
+//!   system management interrupt is not: no entry says anything of it. Where the unit has a filter
+//!   (SmiFSup) it is on, and lets only those devices pass that firmware locked in; where it has none
+//!   such an interrupt goes to the machine's firmware.
 //! * Translations are invalidated by domain, never by page: one command, right for any change.
 //! * A device's interrupt table is never freed, but for another that takes its place.
 //!

@@ -11,7 +11,7 @@ use super::pending::every_id;
 use super::probe::Capabilities;
 use super::spec::{
     CapabilityHeader, Control, DeviceEntry, DeviceTableBase, InterruptFormat, Register, RingBase,
-    Status,
+    SmiFilter, Status,
 };
 use crate::arena::Arena;
 use crate::driver::{Driver, Phase, Running};
@@ -235,7 +235,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
             self.close_buffer(buffer, found, foreign.filter(|_| foreign_memory.is_some()))?;
         }
         // A unit that is on must see the new tables, so it snoops from here on if it is to.
-        let control = self.vendor.config.control() | found & Control::SMI_FILTER;
+        let control =
+            self.vendor.config.control() | found & Control::SMI_FILTER | self.refuse_smi();
         let snooping = control & Control::COHERENT;
         self.vendor
             .hardware
@@ -265,6 +266,25 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         self.invalidate_every_id()?;
         self.set_fault_interrupt(self.vendor.config.fault_interrupt)?;
         Ok(())
+    }
+
+    /// Takes the devices out of the SMI filter that firmware named there, but for those that it locked
+    /// in. Returns what the control register has to have for the filter to be on, where there is one.
+    pub(super) fn refuse_smi(&mut self) -> Control {
+        let registers = &mut self.vendor.hardware.registers;
+        let filters = self.vendor.capabilities.features.smi_filters();
+        for filter in 0..filters {
+            let at = Register::SmiFilter.offset() + filter * 8;
+            let found = SmiFilter::from_bits_retain(registers.read64(at));
+            if found.contains(SmiFilter::VALID) && !found.contains(SmiFilter::LOCK) {
+                registers.write64(at, 0);
+            }
+        }
+        if filters == 0 {
+            Control::empty()
+        } else {
+            Control::SMI_FILTER
+        }
     }
 
     /// Looks whether every device table entry is what it must be: V, TV and IV set in all of them.

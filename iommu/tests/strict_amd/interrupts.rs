@@ -34,7 +34,7 @@ fn arrives(destination: u32, vector: u8) -> Interrupt {
 }
 
 /// A system management interrupt: no entry of any table stops it, only a filter that not every unit
-/// has and that is firmware's.
+/// has.
 const fn is_smi(data: u32) -> bool {
     data >> 8 & 7 == 2
 }
@@ -113,6 +113,44 @@ fn indices_that_are_not_set_and_other_delivery_modes_are_blocked() {
         }
         assert!(!rig.machine.lint(0, DEVICE.0, 0));
         assert!(!rig.machine.lint(0, DEVICE.0, 1));
+        rig.sound();
+    }
+}
+
+#[test]
+fn where_there_is_a_filter_only_devices_that_firmware_locked_in_raise_smi() {
+    const LOCKED: u16 = 0x00a4;
+    for smi_filters in [0, 1, 4, 16] {
+        let model = UnitConfig {
+            smi_filters,
+            ..UnitConfig::default()
+        };
+        let mut rig = Rig::prepared(Schedule::Lazy, std::slice::from_ref(&model));
+        if smi_filters > 1 {
+            // Firmware's: one device, and one for good.
+            rig.machine
+                .force_register(0, (0x60, 1 << 16 | u64::from(DEVICE.0)));
+            rig.machine
+                .force_register(0, (0x68, 0b11 << 16 | u64::from(LOCKED)));
+        }
+        rig.units[0].enable().unwrap();
+        let raises = |rig: &Rig, device: u16| {
+            let result = rig.machine.msi(0, device, 0xfee0_0000, 0x200);
+            !matches!(result, Interrupt::Blocked(_))
+        };
+        for round in 0..2 {
+            for device in [DEVICE.0, OTHER.0, 0] {
+                assert_eq!(raises(&rig, device), smi_filters == 0, "round {round}");
+            }
+            assert_eq!(raises(&rig, LOCKED), smi_filters != 1);
+            // The next steward switches it on again where somebody switched it off.
+            let state = rig.units[0].record().unwrap();
+            drop(rig.units.pop().unwrap().into_parts());
+            let off = state.control & !(1 << 22);
+            rig.machine.force_register(0, (0x18, off));
+            let unit = adopt(&rig.machine, 0, &model, &state, |_| true).unwrap();
+            rig.units.push(unit);
+        }
         rig.sound();
     }
 }

@@ -49,8 +49,9 @@ pub struct UnitConfig {
     pub commands_snoop: bool,
     /// Commands that no wait with the f bit separates execute in any order: the last first.
     pub reorders: bool,
-    /// System management interrupts of devices are forwarded (there is no SMI filter).
-    pub forwards_smi: bool,
+    /// SmiFSup and SmiFRC: so many registers, a power of two, name devices whose system management
+    /// interrupts pass where SmiFEn is set. Without any all pass.
+    pub smi_filters: u32,
     /// FD_0000_0000h to FF_FFFF_FFFFh is `HyperTransport`'s, not memory (EFR2.HtRangeIgnore is
     /// clear).
     pub hypertransport_range: bool,
@@ -91,7 +92,7 @@ impl Default for UnitConfig {
             event_steps: 2,
             commands_snoop: false,
             reorders: true,
-            forwards_smi: true,
+            smi_filters: 0,
             hypertransport_range: true,
             live_table_switch: true,
             denied_when_enabled: true,
@@ -112,6 +113,8 @@ impl UnitConfig {
             | flag(self.guest_apic, 7)
             | flag(self.hardware_events, 8)
             | u64::from(self.levels.clamp(4, 6) - 4) << 10
+            | flag(self.smi_filters > 0, 16)
+            | u64::from(self.smi_filters.checked_ilog2().unwrap_or(0) & 7) << 18
             | u64::from(self.segments.min(3)) << 38
             | flag(self.msi_registers, 46)
             | self.extra_features

@@ -243,6 +243,7 @@ impl Machine {
                 unit.control = value;
                 unit.follow_control();
             }
+            0x60..=0xd8 => unit.smi_filters[(offset as usize - 0x60) / 8] = value,
             0x2000 => unit.command_head = value,
             0x2008 => unit.command_tail = value,
             0x2010 => unit.event_head = value,

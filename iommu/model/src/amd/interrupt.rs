@@ -66,6 +66,14 @@ impl InterruptEntry {
 }
 
 impl Unit {
+    /// Whether the SMI filter lets a device's system management interrupts pass.
+    fn smi_passes(&self, sid: u16) -> bool {
+        // SmiDID, bits 15:0; SmiDV, bit 16.
+        let named = |filter: &u64| filter & 0x1_ffff == 1 << 16 | u64::from(sid);
+        let filtering = !self.smi_filters.is_empty() && self.control & control::SMI_FILTER_EN != 0;
+        !filtering || self.smi_filters.iter().any(named)
+    }
+
     /// Whether interrupt entries have 128 bits.
     pub(crate) fn wide_interrupts(&self) -> bool {
         self.control & control::GA_EN != 0
@@ -155,7 +163,7 @@ impl Unit {
         }
         if !remappable {
             let passes = match mode {
-                2 => self.config.forwards_smi,
+                2 => self.smi_passes(sid),
                 4 => entry.passes_nmi(),
                 5 => entry.passes_init(),
                 7 => entry.passes_ext_int(),

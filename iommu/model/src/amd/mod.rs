@@ -29,7 +29,7 @@
 //! * switching the event log on clears EventOverflow; clearing EventOverflow alone restarts nothing.
 //!
 //! What it leaves out: guest translation, peripheral page requests, the guest virtual APIC, remote
-//! IOTLBs (device-TLBs), SMI filters, secure nested paging, a second event log.
+//! IOTLBs (device-TLBs), secure nested paging, a second event log.
 
 mod commands;
 mod config;

@@ -20,6 +20,7 @@ enum Register {
     Msi(usize),
     XtInterrupt(usize),
     Features2,
+    SmiFilter(usize),
     CommandHead,
     CommandTail,
     EventHead,
@@ -42,6 +43,7 @@ fn decode(offset: u32) -> Option<Register> {
         0x28 => R::ExclusionLimit,
         0x30 => R::Features,
         base @ 0x40..=0x50 => R::HardwareEvent(((base - 0x40) / 8) as usize),
+        base @ 0x60..=0xd8 => R::SmiFilter(((base - 0x60) / 8) as usize),
         base @ 0x100..=0x130 => R::DeviceTable(((base - 0x100) / 8) as usize + 1),
         0x150 => R::MsiVector,
         base @ (0x158 | 0x160) => R::Msi(((base - 0x158) / 8) as usize),
@@ -52,10 +54,10 @@ fn decode(offset: u32) -> Option<Register> {
         0x2010 => R::EventHead,
         0x2018 => R::EventTail,
         0x2020 => R::Status,
-        // Page requests, SMI filters, the guest APIC's log, the second logs, what is specific to
+        // Page requests, the guest APIC's log, the second logs, what is specific to
         // a device, performance, address routing.
         0x38
-        | 0x60..=0xf8
+        | 0xe0..=0xf8
         | 0x138..=0x148
         | 0x168
         | 0x190
@@ -130,6 +132,7 @@ impl Unit {
             R::Msi(i) => self.msi[i],
             R::XtInterrupt(i) => self.xt_control[i],
             R::Features2 => self.config.features2(),
+            R::SmiFilter(i) => self.smi_filters[i],
             R::CommandHead => self.command_head,
             R::CommandTail => self.command_tail,
             R::EventHead => self.event_head,
@@ -146,6 +149,7 @@ impl Unit {
             R::HardwareEvent(_) => config.hardware_events,
             R::MsiVector | R::Msi(_) => config.msi_registers,
             R::XtInterrupt(_) => config.x2apic,
+            R::SmiFilter(i) => i < self.smi_filters.len(),
             R::Absent => false,
             _ => true,
         }
@@ -258,6 +262,11 @@ impl Unit {
             R::HardwareEvent(2) => self.hardware_event[2] &= !(value & 3),
             R::HardwareEvent(i) => self.hardware_event[i] = value,
             R::MsiVector => {}
+            // SmiFLock, bit 17: as it is until the machine is reset.
+            R::SmiFilter(i) if self.smi_filters[i] & 1 << 17 != 0 => {}
+            R::SmiFilter(i) => {
+                self.smi_filters[i] = self.no_reserved(log, register, value, 0x3_ffff);
+            }
             R::Msi(i) => self.msi[i] = value,
             R::XtInterrupt(i) => self.xt_control[i] = value,
             R::Status => {
@@ -343,6 +352,7 @@ impl Unit {
             | control::CMD_BUF_EN
             | control::LINK
             | flag(config.guest_apic, control::GA_EN)
+            | flag(config.smi_filters > 0, control::SMI_FILTER_EN)
             | flag(config.segments > 0, control::SEGMENTS)
             | flag(config.many_interrupts, control::MANY_INTERRUPTS)
             | flag(config.x2apic, control::XT_EN | control::INT_CAP_XT_EN)

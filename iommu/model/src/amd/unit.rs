@@ -18,6 +18,7 @@ pub(crate) mod control {
     pub(crate) const COHERENT: u64 = 1 << 10;
     pub(crate) const CMD_BUF_EN: u64 = 1 << 12;
     pub(crate) const GA_EN: u64 = 1 << 17;
+    pub(crate) const SMI_FILTER_EN: u64 = 1 << 22;
     pub(crate) const SEGMENTS: u64 = 7 << 34;
     pub(crate) const MANY_INTERRUPTS: u64 = 3 << 43;
     pub(crate) const XT_EN: u64 = 1 << 50;
@@ -199,6 +200,7 @@ pub(crate) struct Unit {
     // What software did that the unit may have seen.
     pub(crate) live: HashMap<u16, LiveEntry>,
     pub(crate) live_tables: HashMap<u16, LiveEntry>,
+    pub(crate) smi_filters: Vec<u64>,
     pub(crate) interrupt_tables: BTreeMap<u64, InterruptTable>,
     pub(crate) since_enable: SinceEnable,
     pub(crate) posted: Vec<PostedWrite>,
@@ -273,6 +275,7 @@ impl Unit {
             walked: ByPage::default(),
             live: HashMap::new(),
             live_tables: HashMap::new(),
+            smi_filters: vec![0; config.smi_filters as usize],
             interrupt_tables: BTreeMap::new(),
             since_enable: SinceEnable::default(),
             posted: Vec::new(),

@@ -1,5 +1,6 @@
 //! Interrupt tables in all formats.
 
+use iommu::RegisterIo;
 use iommu_model::amd::{Interrupt, Reason, Rule, UnitConfig};
 
 use crate::hand::*;
@@ -202,12 +203,20 @@ fn interrupts_pass_unmapped_where_the_entry_says_so() {
     hand.machine.assert_no_violations();
 
     let mut hand = Hand::new(UnitConfig {
-        forwards_smi: false,
+        smi_filters: 2,
         ..UnitConfig::default()
     });
     hand.bring_up();
+    let smi = |hand: &Hand| passes(hand, 2, 0);
+    assert!(smi(&hand), "SmiFEn clear");
+    let control = hand.registers.read64(0x18);
+    hand.registers.write64(0x18, control | 1 << 22);
     let got = hand.machine.msi(0, SID, 0xfee0_0000, 0x200);
     assert_eq!(got, Interrupt::Blocked(Reason::DeliveryMode));
+    hand.registers.write64(0x68, 0b11 << 16 | u64::from(SID));
+    assert!(smi(&hand), "named");
+    hand.registers.write64(0x68, 0);
+    assert!(smi(&hand), "locked");
 }
 
 #[test]

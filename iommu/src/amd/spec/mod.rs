@@ -16,5 +16,6 @@ pub use event::{Event, EventKind};
 pub use interrupt::{InterruptEntry, InterruptFormat};
 pub use paging::PageEntry;
 pub use registers::{
-    CapabilityHeader, Control, DeviceTableBase, ExtendedFeature, Register, RingBase, Status,
+    CapabilityHeader, Control, DeviceTableBase, ExtendedFeature, Register, RingBase, SmiFilter,
+    Status,
 };

@@ -30,6 +30,8 @@ pub enum Register {
     ExclusionLimit = 0x0028,
     /// IOMMU Extended Feature Register.
     ExtendedFeature = 0x0030,
+    /// SMI Filter Register, the first of [`ExtendedFeature::smi_filters`]; each has 8 bytes.
+    SmiFilter = 0x0060,
     /// Command Buffer Head Pointer Register: byte offset, bits 18:4.
     CommandBufferHead = 0x2000,
     /// Command Buffer Tail Pointer Register.
@@ -60,6 +62,7 @@ impl Register {
             Self::ExclusionBase => "Exclusion Base",
             Self::ExclusionLimit => "Exclusion Range Limit",
             Self::ExtendedFeature => "Extended Feature",
+            Self::SmiFilter => "SMI Filter",
             Self::CommandBufferHead => "Command Buffer Head",
             Self::CommandBufferTail => "Command Buffer Tail",
             Self::EventLogHead => "Event Log Head",
@@ -122,6 +125,17 @@ bitflags! {
 }
 
 impl ExtendedFeature {
+    /// How many SMI Filter Registers there are: two to the power of SmiFRC, bits 20:18, where SmiFSup,
+    /// bits 17:16, is 01b. There is room for 16.
+    #[must_use]
+    pub const fn smi_filters(self) -> u32 {
+        match (self.0 >> 16 & 3, self.0 >> 18 & 7) {
+            (0b01, count @ 0..4) => 1 << count,
+            (0b01, _) => 16,
+            _ => 0,
+        }
+    }
+
     /// The most levels host page tables can have: HATS, bits 11:10. `None` where host address
     /// translation is not supported.
     #[must_use]
@@ -162,7 +176,8 @@ bitflags! {
         const COMMAND_BUFFER = 1 << 12;
         /// GAEn, bit 17: interrupt entries have 128 bits.
         const GA = 1 << 17;
-        /// SmiFEn, bit 22: system management interrupts are filtered. Firmware's.
+        /// SmiFEn, bit 22: of the devices' system management interrupts only those pass whose device
+        /// an SMI filter register names.
         const SMI_FILTER = 1 << 22;
         /// XTEn, bit 50: interrupt entries have 32-bit APIC ids.
         const XT = 1 << 50;
@@ -207,6 +222,22 @@ impl Control {
         } else {
             InterruptFormat::Bits128X2Apic
         }
+    }
+}
+
+/// SMI Filter Register: SmiDID, bits 15:0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub struct SmiFilter(u64);
+
+bitflags! {
+    impl SmiFilter: u64 {
+        /// SmiDV, bit 16: the device may raise system management interrupts.
+        const VALID = 1 << 16;
+        /// SmiFLock, bit 17: the register stays as it is until the machine is reset.
+        const LOCK = 1 << 17;
+        // The device.
+        const _ = !0;
     }
 }
 
