@@ -142,12 +142,13 @@ mod direct {
         }
 
         fn word(&self, at: PhysAddr) -> Option<VolatilePtr<'_, u64>> {
-            let word = PhysRange::new(at, 8).ok()?;
-            if !at.is_aligned_to(8) || !self.range.contains_range(word) {
+            // An address below the range wraps to an offset above any range's length.
+            let offset = at.0.wrapping_sub(self.range.base().0);
+            if !at.is_aligned_to(8) || offset >= self.range.length().saturating_sub(7) {
                 return None;
             }
-            let offset = usize::try_from(at.0 - self.range.base().0).ok()?;
-            // SAFETY: `offset` is below the length of the mapped range.
+            let offset = usize::try_from(offset).ok()?;
+            // SAFETY: `offset` and the 8 bytes from there are below the length of the mapped range.
             let pointer = unsafe { self.base.add(offset) }.cast();
             // SAFETY: the pointer is aligned, since base and offset are, and lies in memory that
             // is mapped and accessed through this value alone.

@@ -111,7 +111,10 @@ impl<R: RegisterIo, C: Deadline> Vendor for AmdVi<R, C> {
         top: PhysAddr,
         requester: RequesterId,
     ) -> DeviceState {
-        let entry = unit.load_entry(slot_in(top, requester));
+        let slot = slot_in(top, requester);
+        // The rest is about interrupts.
+        let (memory, tags) = unit.tables.load_pair(slot);
+        let entry = DeviceEntry([memory, tags, 0, 0]);
         if entry.has_memory() {
             DeviceState::Attached(entry.domain())
         } else if entry.domain().0 != 0 {
@@ -137,7 +140,7 @@ impl<R: RegisterIo, C: Deadline> Vendor for AmdVi<R, C> {
         root: PhysAddr,
     ) {
         let slot = unit.slot(requester);
-        let interrupts = unit.entry(requester).0[2];
+        let interrupts = unit.tables.load(offset(slot, 16));
         if interrupts & DeviceEntry::IGNORE_INTERRUPTS != 0 {
             let heard = interrupts & !DeviceEntry::IGNORE_INTERRUPTS;
             unit.tables.store(offset(slot, 16), heard);

@@ -56,15 +56,19 @@ impl<V: Vendor, M: TableMemory> Driver<V, M> {
         }
         let method = self.method_for(devices);
         let mut pending = with;
-        let mut retired = false;
+        let mut left = None;
         for &requester in devices {
-            if let Some(domain) = self.retire_device(requester) {
-                retired = true;
+            let domain = self.retire_device(requester);
+            // Devices that are moved together mostly leave one domain.
+            if let Some(domain) = domain
+                && left != Some(domain)
+            {
+                left = Some(domain);
                 pending = pending.merge(self.pending().with_domain(domain));
             }
         }
         let mut more = &[][..];
-        if retired {
+        if left.is_some() {
             more = one_by_one(method, devices);
             if method == MoveMethod::Global {
                 pending = pending.merge(self.all_devices());

@@ -19,21 +19,27 @@ pub(super) fn functions(bus: RequesterId) -> impl Iterator<Item = RequesterId> {
     (0..=u16::from(u8::MAX)).map(move |function| RequesterId(bus.0 & 0xff00 | function))
 }
 
+/// Where a device's entry lies in its bus's context table.
+const fn slot_in(table: PhysAddr, requester: RequesterId) -> PhysAddr {
+    offset(table, (requester.0 & 0xff) as u64 * 16)
+}
+
 impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     fn root_slot(root: PhysAddr, bus: u8) -> PhysAddr {
         offset(root, u64::from(bus) * 16)
     }
 
     fn context_table(&self, root: PhysAddr, bus: u8) -> Option<PhysAddr> {
-        let (low, high) = self.tables.load_pair(Self::root_slot(root, bus));
-        let entry = RootEntry { low, high };
+        // The upper half has nothing but reserved bits.
+        let low = self.tables.load(Self::root_slot(root, bus));
+        let entry = RootEntry { low, high: 0 };
         entry.is_present().then(|| entry.context_table())
     }
 
     /// Where a device's context entry lies below a root table, if its bus has a context table.
     pub(super) fn context_slot(&self, root: PhysAddr, requester: RequesterId) -> Option<PhysAddr> {
         let table = self.context_table(root, requester.bus())?;
-        Some(offset(table, u64::from(requester.0 & 0xff) * 16))
+        Some(slot_in(table, requester))
     }
 
     /// As [`context_slot`](Self::context_slot), with a table made where there is none. An empty
@@ -44,13 +50,14 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         root: PhysAddr,
         requester: RequesterId,
     ) -> Option<PhysAddr> {
-        if self.context_table(root, requester.bus()).is_none() {
-            let table = self.tables.zeroed(&mut self.arena)?;
-            let entry = RootEntry::present(table);
-            let slot = Self::root_slot(root, requester.bus());
-            self.tables.install_pair(slot, entry.low, entry.high);
+        if let Some(slot) = self.context_slot(root, requester) {
+            return Some(slot);
         }
-        self.context_slot(root, requester)
+        let table = self.tables.zeroed(&mut self.arena)?;
+        let entry = RootEntry::present(table);
+        let slot = Self::root_slot(root, requester.bus());
+        self.tables.install_pair(slot, entry.low, entry.high);
+        Some(slot_in(table, requester))
     }
 
     /// The context entry at `slot`.

@@ -180,16 +180,17 @@ impl<R: RegisterIo, C: Deadline> Vendor for VtD<R, C> {
     ) {
         // The upper half of the entry is stored before the lower one, which has the present bit, so
         // the unit never sees a part of an entry.
-        if let Some((slot, _)) = unit.context_of(requester) {
+        if let Some(slot) = unit.context_slot(unit.top, requester) {
             let entry = ContextEntry::present(domain, root, unit.vendor.width);
             unit.tables.install_pair(slot, entry.low, entry.high);
         }
     }
 
     fn write_retiring<M: TableMemory>(unit: &mut Driver<Self, M>, requester: RequesterId) {
-        if let Some((slot, entry)) = unit.context_of(requester) {
+        if let Some(slot) = unit.context_slot(unit.top, requester) {
+            let low = unit.tables.load(slot);
             unit.tables
-                .store_and_publish(slot, entry.low & !ContextEntry::PRESENT);
+                .store_and_publish(slot, low & !ContextEntry::PRESENT);
         }
     }
 
