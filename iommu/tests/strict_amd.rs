@@ -13,15 +13,27 @@ mod commands;
 mod events;
 #[path = "strict_amd/fence.rs"]
 mod fence;
-#[path = "both/in_flight.rs"]
-mod in_flight;
 #[path = "strict_amd/interrupts.rs"]
 mod interrupts;
-#[path = "strict_amd/random.rs"]
-mod random;
-#[path = "strict_amd/rig.rs"]
-mod rig;
-#[path = "both/storm.rs"]
-mod storm;
 #[path = "strict_amd/swap.rs"]
 mod swap;
+#[path = "strict_amd/vendor.rs"]
+mod vendor;
+
+// For either vendor.
+#[path = "both/adoption.rs"]
+mod adoption_of_either;
+#[path = "both/fence.rs"]
+mod fence_of_either;
+#[path = "both/in_flight.rs"]
+mod in_flight;
+#[path = "both/moves.rs"]
+mod moves;
+#[path = "both/random.rs"]
+mod random;
+#[path = "both/rig.rs"]
+mod rig;
+#[path = "both/rogue.rs"]
+mod rogue;
+#[path = "both/storm.rs"]
+mod storm;

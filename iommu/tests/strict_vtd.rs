@@ -13,19 +13,31 @@ mod faults;
 mod fence;
 #[path = "strict_vtd/holes.rs"]
 mod holes;
-#[path = "both/in_flight.rs"]
-mod in_flight;
 #[path = "strict_vtd/interrupts.rs"]
 mod interrupts;
 #[path = "strict_vtd/invalidation.rs"]
 mod invalidation;
-#[path = "strict_vtd/random.rs"]
-mod random;
-#[path = "strict_vtd/rig.rs"]
-mod rig;
-#[path = "both/storm.rs"]
-mod storm;
 #[path = "strict_vtd/swap.rs"]
 mod swap;
 #[path = "strict_vtd/switch.rs"]
 mod switch;
+#[path = "strict_vtd/vendor.rs"]
+mod vendor;
+
+// For either vendor.
+#[path = "both/adoption.rs"]
+mod adoption_of_either;
+#[path = "both/fence.rs"]
+mod fence_of_either;
+#[path = "both/in_flight.rs"]
+mod in_flight;
+#[path = "both/moves.rs"]
+mod moves;
+#[path = "both/random.rs"]
+mod random;
+#[path = "both/rig.rs"]
+mod rig;
+#[path = "both/rogue.rs"]
+mod rogue;
+#[path = "both/storm.rs"]
+mod storm;

@@ -218,7 +218,8 @@ impl Machine {
         self.0.borrow_mut().units[unit].gsts = status;
     }
 
-    /// Changes what RTADDR (20h), IQA (90h) or IRTA (B8h) reads as, behind software's back.
+    /// Changes what RTADDR (20h), IQA (90h), IRTA (B8h) or a bound of the protected regions (68h to
+    /// 78h) reads as, behind software's back.
     ///
     /// # Panics
     /// For any other register.
@@ -227,6 +228,10 @@ impl Machine {
         let unit = &mut state.units[unit];
         match offset {
             0x20 => unit.rtaddr = value,
+            0x68 => unit.low_base = value as u32,
+            0x6c => unit.low_limit = value as u32,
+            0x70 => unit.high_base = value,
+            0x78 => unit.high_limit = value,
             0x90 => unit.iqa = value,
             0xb8 => unit.irta = value,
             _ => panic!("{offset:#x} cannot be forced"),

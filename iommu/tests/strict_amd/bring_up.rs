@@ -289,6 +289,17 @@ fn tables_lie_below_4_gib() {
     assert!(unit.arena().contains(commands));
     assert_eq!(state.command_buffer_base >> 56, 9, "512 commands");
     assert_eq!(state.event_log_base >> 56, 9, "512 events");
+    // As an adopter expects that knows only the architecture (Linux in a crash kernel): a device
+    // table for all ids, below 4 GiB like both rings.
+    assert_eq!(state.device_table_base & 0x1ff, 0x1ff);
+    for base in [
+        state.device_table_base,
+        state.command_buffer_base,
+        state.event_log_base,
+    ] {
+        let at = base & 0x000f_ffff_ffff_f000;
+        assert!(at + 0x20_0000 <= 1 << 32 && unit.arena().contains(PhysAddr(at)));
+    }
 }
 
 #[test]

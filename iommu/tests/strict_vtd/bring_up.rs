@@ -1,6 +1,6 @@
 //! The order and the form of what is written while a unit is brought up.
 
-use handoff_abi::PhysAddr;
+use handoff_abi::{PhysAddr, RequesterId};
 use iommu::Access;
 use iommu::vtd::{Config, EnableError, Pending, PrepareError, ProbeError};
 use iommu_model::{Event, Injection, Interrupt, Invalidation, Reason, Schedule, UnitConfig};
@@ -140,7 +140,7 @@ fn a_unit_that_cannot_be_a_fence_is_refused_before_anything_is_written() {
                 queued: false,
                 ..plain.clone()
             },
-            config(),
+            config(&UnitConfig::default()),
             |e| *e == ProbeError::NoQueuedInvalidation,
         ),
         (
@@ -148,14 +148,14 @@ fn a_unit_that_cannot_be_a_fence_is_refused_before_anything_is_written() {
                 interrupts: false,
                 ..plain.clone()
             },
-            config(),
+            config(&UnitConfig::default()),
             |e| *e == ProbeError::NoInterruptRemapping,
         ),
         (
             plain.clone(),
             Config {
                 extended_interrupt_mode: true,
-                ..config()
+                ..config(&UnitConfig::default())
             },
             |e| *e == ProbeError::NoExtendedInterruptMode,
         ),
@@ -164,7 +164,7 @@ fn a_unit_that_cannot_be_a_fence_is_refused_before_anything_is_written() {
                 address_widths: 0b0001,
                 ..plain.clone()
             },
-            config(),
+            config(&UnitConfig::default()),
             |e| matches!(e, ProbeError::NoAddressWidth { .. }),
         ),
         (
@@ -172,7 +172,7 @@ fn a_unit_that_cannot_be_a_fence_is_refused_before_anything_is_written() {
                 guest_width: 38,
                 ..plain.clone()
             },
-            config(),
+            config(&UnitConfig::default()),
             |e| matches!(e, ProbeError::NoAddressWidth { .. }),
         ),
         (
@@ -182,7 +182,7 @@ fn a_unit_that_cannot_be_a_fence_is_refused_before_anything_is_written() {
                 window: 0x1000,
                 ..plain.clone()
             },
-            config(),
+            config(&UnitConfig::default()),
             |e| matches!(e, ProbeError::WindowTooSmall { needed: 0x2000, .. }),
         ),
     ];
@@ -198,7 +198,7 @@ fn a_unit_that_cannot_be_a_fence_is_refused_before_anything_is_written() {
     let machine = machine(Schedule::Lazy, std::slice::from_ref(&plain));
     machine.inject(0, Injection::Gone);
     assert_eq!(
-        prepare(&machine, 0, &plain, config()).unwrap_err(),
+        prepare(&machine, 0, &plain, config(&UnitConfig::default())).unwrap_err(),
         PrepareError::Probe(ProbeError::Gone)
     );
 }
@@ -297,6 +297,116 @@ fn what_firmware_left_on_is_replaced_without_a_gap() {
             rig.sound();
         }
     }
+}
+
+#[test]
+fn firmware_that_protects_memory_and_translates_is_taken_over_without_a_gap() {
+    // Translation is on for a device that firmware needs (its RMRR), and protected regions keep
+    // everything else from all other memory.
+    let model = UnitConfig {
+        protected_low: true,
+        protected_high: true,
+        protected_at_start: true,
+        ..UnitConfig::default()
+    };
+    let (needed, region) = (RequesterId(0x00a0), 0x2000_0000);
+    let end = region + 0x20_0000;
+    for schedule in schedules(6) {
+        let mut rig = Rig::prepared(schedule, std::slice::from_ref(&model));
+        let bounds = [
+            (0x68, end),
+            (0x6c, 0xfff0_0000),
+            (0x70, 1 << 32),
+            (0x78, 1 << 40),
+        ];
+        for bound in bounds {
+            rig.machine.force_register(0, bound);
+        }
+        let root = firmware_tables(&rig.machine, needed.0, region);
+        rig.machine.left_on(0, root, None, None);
+        // Firmware's root table has this bus too, and leads it to what the regions protect.
+        rig.machine.poke(root + 0x1000 + 0xa8 * 16 + 8, 10 << 8 | 1);
+        rig.machine
+            .poke(root + 0x1000 + 0xa8 * 16, (root + 0x4000) | 1);
+        rig.machine.poke(root + 0x4000 + 8 * 4, A_BASE | 0x83);
+        let stray = RequesterId(0x00a8);
+        assert_eq!(rig.write(stray, A_BASE), Err(Reason::BlockedByType));
+        assert_eq!(rig.write(needed, region), Ok(region));
+        assert!(rig.machine.protected(0));
+
+        let unit = &mut rig.units[0];
+        unit.create_domain(A).unwrap();
+        for (at, length) in [(region, 0x20_0000), (A_BASE, PART)] {
+            let mapped = unit.map(A, at, range(at, length), Access::READ_WRITE);
+            unit.flush(mapped.unwrap()).unwrap();
+        }
+        for device in [needed, DEVICE] {
+            let attached = unit.attach(device, A).unwrap();
+            unit.flush(attached).unwrap();
+        }
+        rig.machine.attack(0, needed.0, region);
+        rig.machine.attack(0, stray.0, A_BASE);
+        rig.units[0].enable().unwrap();
+        for attack in rig.machine.take_attacks() {
+            let expected = attack.sid == needed.0;
+            assert_eq!(attack.result.is_ok(), expected, "{attack:?}");
+        }
+        assert!(!rig.machine.protected(0));
+        assert_eq!(rig.write(DEVICE, A_BASE), Ok(A_BASE));
+        assert_eq!(rig.write(needed, A_BASE), Ok(A_BASE));
+        rig.sound();
+    }
+}
+
+/// Which kinds of tables an adopter copies that knows only the architecture, as Linux does in a crash
+/// kernel: the root table with its context tables, and an interrupt table of 65,536 entries.
+#[test]
+fn a_crash_kernel_that_copies_context_tables_finds_them_whole() {
+    let mut rig = Rig::up_with(Schedule::Lazy, &[UnitConfig::default()], |config| Config {
+        interrupt_entries: 65_536,
+        ..config
+    });
+    let attached = devices(12);
+    rig.make_move(&attached, Some(A), Way::Batch);
+    rig.make_move(&attached[..6], Some(B), Way::Switch);
+    let blocked = rig.units[0].block(attached[0]);
+    rig.flush(blocked);
+    let (root, interrupts) = rig.machine.latched(0);
+    let (root, interrupts) = (root.unwrap(), interrupts.unwrap());
+    // Legacy mode, all of it in memory that is the arena's.
+    assert_eq!(root & 0xfff, 0);
+    assert_eq!(interrupts & 0xf, 0xf, "2 to the power of 16 entries");
+    assert!(arena(0).contains(PhysAddr(interrupts & !0xfff)));
+    let mut copied = Vec::new();
+    for bus in 0..256 {
+        let [low, high] = [0, 8].map(|word| rig.machine.peek(root + bus * 16 + word));
+        assert_eq!(high, 0);
+        if low & 1 == 0 {
+            assert_eq!(low, 0);
+            continue;
+        }
+        let table = low & !0xfff;
+        assert!(arena(0).contains(PhysAddr(table)) && low & 0xffe == 0);
+        for device in 0..256 {
+            let [low, high] = [0, 8].map(|word| rig.machine.peek(table + device * 16 + word));
+            if low & 1 == 0 {
+                continue;
+            }
+            // Translation type 0, three levels, no reserved bit; a domain id that has to be kept.
+            assert_eq!((low & 0xffe, high & !0xffff00), (0, 1));
+            let base = if high >> 8 == u64::from(A.0) {
+                A_BASE
+            } else {
+                B_BASE
+            };
+            let sid = RequesterId((bus << 8 | device) as u16);
+            assert_eq!(rig.write(sid, base), Ok(base));
+            copied.push(sid);
+        }
+    }
+    let mut expected = attached[1..].to_vec();
+    expected.sort();
+    assert_eq!(copied, expected);
 }
 
 #[test]

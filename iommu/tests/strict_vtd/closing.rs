@@ -174,7 +174,7 @@ fn a_queue_that_stands_still_ends_in_an_error_and_nothing_is_switched_off() {
         let error = rig.units[0].enable_over(&mut queue).unwrap_err();
         assert_eq!(error, EnableError::Invalidate(expected), "{injection:?}");
         let took = rig.machine.now() - began;
-        assert!(took <= 2 * u64::from(config().timeout_microseconds));
+        assert!(took <= 2 * u64::from(config(&UnitConfig::default()).timeout_microseconds));
         let on = TE | QIE | IRE;
         assert_eq!(rig.machine.status(0) & on, on);
         assert_eq!(

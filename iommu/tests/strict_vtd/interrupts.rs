@@ -89,7 +89,7 @@ fn handles_of_a_large_table_use_all_sixteen_bits() {
     let machine = machine(Schedule::Lazy, std::slice::from_ref(&model));
     let config = iommu::vtd::Config {
         interrupt_entries: 65536,
-        ..config()
+        ..config(&UnitConfig::default())
     };
     let mut unit = prepare(&machine, 0, &model, config).unwrap();
     unit.enable().unwrap();

@@ -10,13 +10,6 @@ use crate::rig::*;
 /// A device that stays where it is.
 const STAYS: RequesterId = RequesterId(0x7777);
 
-fn devices(count: u16) -> Vec<RequesterId> {
-    // Over a few buses.
-    (0..count)
-        .map(|i| RequesterId(((i % 3 + 1) << 8) | (i / 3)))
-        .collect()
-}
-
 /// A unit with devices in `A`, and their translations hot.
 fn with_devices(schedule: Schedule, model: &UnitConfig, devices: &[RequesterId]) -> Rig {
     let mut rig = Rig::up(schedule, std::slice::from_ref(model));
@@ -37,19 +30,6 @@ impl Rig {
             .start_prepared(prepared, Pending::none())
             .unwrap();
         assert_eq!(self.units[0].finish_move(moving), Ok(MoveMethod::Switch));
-    }
-
-    #[track_caller]
-    fn all_in(&self, devices: &[RequesterId], domain: Option<DomainId>) {
-        for &device in devices {
-            let (a, b) = (self.write(device, A_BASE), self.write(device, B_BASE));
-            assert_eq!(
-                (a.is_ok(), b.is_ok()),
-                (domain == Some(A), domain == Some(B)),
-                "{device}"
-            );
-            assert_eq!(self.units[0].domain_of(device), domain);
-        }
     }
 }
 
@@ -246,7 +226,7 @@ fn a_prepared_switch_that_is_out_of_date_is_made_as_if_it_were_not_prepared() {
     let changes: [Change; 4] = [
         |rig| rig.attach(STAYS, A),
         |rig| {
-            let blocked = rig.units[0].block(RequesterId(0x0100));
+            let blocked = rig.units[0].block(RequesterId(0x1000));
             rig.flush(blocked);
         },
         |rig| {
@@ -311,7 +291,7 @@ fn without_room_for_other_tables_devices_are_moved_all_at_once() {
             machine.clock(),
             range(window(0), model.window_length().into()),
             range(0x4000_0000, frames * 0x1000),
-            config(),
+            config(&UnitConfig::default()),
         )
         .unwrap();
         for (domain, base) in [(A, A_BASE), (B, B_BASE)] {

@@ -1,14 +1,18 @@
 //! A machine with units, each brought up or not, and two partitions' worth of memory.
+//!
+//! Compiled for either vendor: what they differ in is in the module `vendor` of each.
 
 use handoff_abi::{ApicId, DomainId, InterruptTarget, PhysAddr, PhysRange, RequesterId};
-use iommu::amd::{
-    AdoptError, CapabilityHeader, Config, InterruptFormat, Pending, PrepareError, State, Unit,
+use iommu::{
+    Access, AdoptError, Deadline, MoveError, MoveMethod, Pending, PrepareError, Reach, RegisterIo,
+    TableMemory,
 };
-use iommu::{Access, Reach};
-use iommu_model::amd::{Clock, Machine, MachineConfig, Registers, Schedule, Tables};
-pub(crate) use iommu_model::amd::{Reason, UnitConfig};
+use iommu_model::{MachineConfig, Schedule};
 
-pub(crate) type Amd = Unit<Registers, Tables, Clock>;
+pub(crate) use crate::vendor::*;
+
+/// A driver over registers and memory of the test's own.
+pub(crate) type Driver<R, M> = Unit<R, M, Clock>;
 
 /// The first domain and its memory.
 pub(crate) const A: DomainId = DomainId(1);
@@ -17,23 +21,28 @@ pub(crate) const A_BASE: u64 = 0x1_0000_0000;
 pub(crate) const B: DomainId = DomainId(2);
 pub(crate) const B_BASE: u64 = 0x1_8000_0000;
 pub(crate) const PART: u64 = 0x40_0000;
+/// Memory of no domain.
+pub(crate) const C_BASE: u64 = 0x2_0000_0000;
+
+/// How devices are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Blocked, invalidated, installed.
+    Batch,
+    /// The root table or device table is exchanged, where the unit can do that.
+    Switch,
+}
+
+/// Every way there is.
+pub(crate) const WAYS: &[Way] = &[Way::Batch, Way::Switch];
 
 /// Any device.
 pub(crate) const DEVICE: RequesterId = RequesterId(0x0208);
 /// Another.
 pub(crate) const OTHER: RequesterId = RequesterId(0x0310);
 
-pub(crate) const IOMMU_EN: u64 = 1;
-pub(crate) const EVENT_LOG_EN: u64 = 1 << 2;
-pub(crate) const CMD_BUF_EN: u64 = 1 << 12;
-pub(crate) const GA_EN: u64 = 1 << 17;
-
 pub(crate) fn range(base: u64, length: u64) -> PhysRange {
     PhysRange::new(PhysAddr(base), length).unwrap()
-}
-
-pub(crate) fn window(unit: usize) -> u64 {
-    0xfed8_0000 + unit as u64 * 0x1_0000
 }
 
 pub(crate) fn arena(unit: usize) -> PhysRange {
@@ -47,26 +56,17 @@ pub(crate) fn target(destination: u32, vector: u8) -> InterruptTarget {
     }
 }
 
-pub(crate) fn config(model: &UnitConfig) -> Config {
-    Config {
-        iova_limit: 1 << 39,
-        host_address_bits: 46,
-        capability: CapabilityHeader::from_bits_retain(model.capability()),
-        ivhd_flags: u8::from(model.coherent) << 5,
-        interrupt_format: if model.x2apic {
-            InterruptFormat::Bits128X2Apic
-        } else {
-            InterruptFormat::Bits32
-        },
-        timeout_microseconds: 200_000,
-        fault_interrupt: false,
-    }
+/// So many devices, over a few buses.
+pub(crate) fn devices(count: u16) -> Vec<RequesterId> {
+    (0..count)
+        .map(|i| RequesterId(((i % 3 + 0x10) << 8) | (i / 3)))
+        .collect()
 }
 
 /// One machine, its drivers.
 pub(crate) struct Rig {
     pub(crate) machine: Machine,
-    pub(crate) units: Vec<Amd>,
+    pub(crate) units: Vec<Driver<Registers, Tables>>,
 }
 
 pub(crate) fn machine(schedule: Schedule, units: &[UnitConfig]) -> Machine {
@@ -82,7 +82,7 @@ pub(crate) fn prepare(
     unit: usize,
     model: &UnitConfig,
     config: Config,
-) -> Result<Amd, PrepareError> {
+) -> Result<Driver<Registers, Tables>, PrepareError> {
     Unit::prepare(
         machine.registers(unit),
         machine.memory(),
@@ -91,6 +91,18 @@ pub(crate) fn prepare(
         arena(unit),
         config,
     )
+}
+
+/// Prepares the first unit over registers and memory of the test's own.
+pub(crate) fn prepare_over<R: RegisterIo, M: TableMemory>(
+    registers: R,
+    memory: M,
+    machine: &Machine,
+    model: &UnitConfig,
+) -> Result<Driver<R, M>, PrepareError> {
+    let window = range(window(0), model.window_length().into());
+    let config = config(model);
+    Unit::prepare(registers, memory, machine.clock(), window, arena(0), config)
 }
 
 impl Rig {
@@ -150,6 +162,41 @@ impl Rig {
         self.units[0].flush(pending).unwrap();
     }
 
+    /// Moves devices of the first unit. `ready` is called when nothing is left to prepare.
+    pub(crate) fn try_move(
+        &mut self,
+        devices: &[RequesterId],
+        to: Option<DomainId>,
+        way: Way,
+        with: Pending,
+        ready: impl FnOnce(&Machine),
+    ) -> Result<MoveMethod, MoveError> {
+        let unit = &mut self.units[0];
+        let prepared = match way {
+            Way::Batch => None,
+            Way::Switch => Some(unit.prepare_switch(devices, to)?),
+        };
+        ready(&self.machine);
+        let moving = match prepared {
+            None => unit.start_move(devices, to, with),
+            Some(prepared) => unit.start_prepared(prepared, with),
+        };
+        unit.finish_move(moving?)
+    }
+
+    /// Moves devices of the first unit.
+    pub(crate) fn make_move(&mut self, devices: &[RequesterId], to: Option<DomainId>, way: Way) {
+        let moved = self.try_move(devices, to, way, Pending::none(), |_| ());
+        moved.unwrap();
+    }
+
+    /// Takes the first unit over from its record, as the next steward does.
+    pub(crate) fn hand_on(&mut self, model: &UnitConfig) {
+        let state = self.units[0].record().unwrap();
+        let machine = self.machine.clone();
+        self.units[0] = adopt(&machine, 0, model, &state, |_| true).unwrap();
+    }
+
     /// Where a write to `iova` lands, or why not.
     pub(crate) fn write(&self, device: RequesterId, iova: u64) -> Result<u64, Reason> {
         let dma = self.machine.dma_write(0, device.0, iova, b"x");
@@ -162,45 +209,42 @@ impl Rig {
         dma.blocked.map_or_else(|| Ok(dma.landed[0].0), Err)
     }
 
+    /// Keeps the unit from telling of a device.
+    pub(crate) fn silence(&mut self, device: RequesterId) {
+        let silenced = self.units[0].silence(device, true).unwrap();
+        self.flush(silenced);
+    }
+
+    /// Whether each of the devices reaches the memory of this domain and of no other.
+    #[track_caller]
+    pub(crate) fn all_in(&self, devices: &[RequesterId], domain: Option<DomainId>) {
+        for &device in devices {
+            let (a, b) = (self.write(device, A_BASE), self.write(device, B_BASE));
+            assert_eq!(
+                (a.is_ok(), b.is_ok()),
+                (domain == Some(A), domain == Some(B)),
+                "{device}"
+            );
+            assert_eq!(self.units[0].domain_of(device), domain);
+        }
+    }
+
+    /// Lets the units do what they have to.
+    pub(crate) fn idle(&self) {
+        let _ = self.machine.clock().expired();
+    }
+
+    /// How many requests the first unit refused.
+    pub(crate) fn faults_made(&self) -> usize {
+        self.machine.all_faults(0).len()
+    }
+
     /// Looks through all tables; nothing may have gone wrong.
     #[track_caller]
     pub(crate) fn sound(&self) {
         self.machine.audit();
         self.machine.assert_no_violations();
     }
-}
-
-/// Every kind of unit that differs in what the driver has to do.
-pub(crate) fn models() -> Vec<UnitConfig> {
-    let plain = UnitConfig::default();
-    vec![
-        plain.clone(),
-        UnitConfig {
-            coherent: false,
-            ..plain.clone()
-        },
-        UnitConfig {
-            caches_not_present: true,
-            ..plain.clone()
-        },
-        UnitConfig {
-            invalidate_all: false,
-            guest_apic: false,
-            levels: 4,
-            ..plain.clone()
-        },
-        UnitConfig {
-            x2apic: true,
-            coherent: false,
-            caches_not_present: true,
-            prefetch: true,
-            segments: 3,
-            many_interrupts: true,
-            remote_iotlb: true,
-            commands_snoop: true,
-            ..plain
-        },
-    ]
 }
 
 /// Every schedule worth trying, with `seeds` random ones.
@@ -217,7 +261,7 @@ pub(crate) fn adopt(
     model: &UnitConfig,
     state: &State,
     allow: impl FnMut(&Reach) -> bool,
-) -> Result<Amd, AdoptError> {
+) -> Result<Driver<Registers, Tables>, AdoptError> {
     Unit::adopt(
         machine.registers(unit),
         machine.memory(),
@@ -230,71 +274,19 @@ pub(crate) fn adopt(
     )
 }
 
-/// How devices are moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// Blocked, invalidated, installed.
-    Batch,
-    /// The device table is exchanged, where the unit can and the devices are many.
-    Switch,
-}
-
-/// Every way there is.
-pub(crate) const WAYS: &[Way] = &[Way::Batch, Way::Switch];
-
-impl Rig {
-    /// Moves devices of the first unit.
-    pub(crate) fn make_move(&mut self, devices: &[RequesterId], to: Option<DomainId>, way: Way) {
-        let unit = &mut self.units[0];
-        let moving = match way {
-            Way::Batch => unit.start_move(devices, to, Pending::none()),
-            Way::Switch => {
-                let prepared = unit.prepare_move(devices, to).unwrap();
-                unit.start_prepared(prepared, Pending::none())
-            }
-        };
-        unit.finish_move(moving.unwrap()).unwrap();
+/// A unit with devices in both domains, one interrupt each, and its record.
+pub(crate) fn running(schedule: Schedule, model: &UnitConfig) -> (Rig, State) {
+    let mut rig = Rig::up(schedule, std::slice::from_ref(model));
+    rig.attach(DEVICE, A);
+    rig.attach(OTHER, B);
+    for (device, destination) in [(DEVICE, 1), (OTHER, 2)] {
+        let (_, pending) = rig.units[0]
+            .allocate_interrupt(device, target(destination, 0x40))
+            .unwrap();
+        rig.flush(pending);
     }
-}
-
-/// Memory of no domain.
-pub(crate) const C_BASE: u64 = 0x2_0000_0000;
-
-/// The most events that the unit's log holds.
-pub(crate) const RECORDS: u32 = 512;
-
-impl Rig {
-    /// One unit with everything usual that announces its faults.
-    pub(crate) fn announcing() -> Self {
-        let mut rig = Self::up(Schedule::Eager, &[UnitConfig::default()]);
-        rig.machine.set_msi(0, 0xfee0_3000, 0x61);
-        rig.units[0].set_fault_interrupt(true).unwrap();
-        rig
-    }
-
-    /// How often faults were announced.
-    pub(crate) fn announced(&self) -> usize {
-        self.machine.messages(0).len()
-    }
-
-    /// How many requests the unit refused.
-    pub(crate) fn faults_made(&self) -> usize {
-        self.machine.all_faults(0).len()
-    }
-
-    /// Lets the unit do what it has to.
-    pub(crate) fn idle(&self) {
-        let _ = iommu::Deadline::expired(&mut self.machine.clock());
-    }
-
-    /// Keeps the unit from telling of a device.
-    pub(crate) fn silence(&mut self, device: RequesterId) {
-        let silenced = self.units[0].silence(device, true).unwrap();
-        self.flush(silenced);
-    }
-
-    /// Has a device send a message that the unit refuses.
-    pub(crate) fn forge_interrupt(&self, device: RequesterId) {
-        let _ = self.machine.msi(0, device.0, 0xfee0_0000, 0x30);
-    }
+    assert_eq!(rig.write(DEVICE, A_BASE), Ok(A_BASE));
+    assert_eq!(rig.write(OTHER, B_BASE), Ok(B_BASE));
+    let state = rig.units[0].record().unwrap();
+    (rig, state)
 }
