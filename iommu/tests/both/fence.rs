@@ -204,7 +204,7 @@ fn every_entry_of_a_long_mapping_is_visible_to_a_unit_that_does_not_snoop() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(CASES))]
+    #![proptest_config(cases())]
     /// A request in any place reaches what the naive answer says.
     #[test]
     fn any_request_is_answered_as_the_naive_answer_says(offset: u64, write: bool) {

@@ -333,7 +333,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(CASES))]
+    #![proptest_config(cases())]
     #[test]
     fn any_sequence_of_operations_gives_what_was_asked_for(
         which in 0..models().len(),

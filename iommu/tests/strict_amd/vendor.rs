@@ -7,6 +7,7 @@ use iommu_model::Schedule;
 pub(crate) use iommu_model::amd::{
     Clock, Injection, Interrupt, Machine, Reason, Registers, Tables, UnitConfig,
 };
+use proptest::prelude::ProptestConfig;
 
 use crate::rig::Rig;
 
@@ -14,7 +15,13 @@ use crate::rig::Rig;
 pub(crate) const KIND: UnitKind = UnitKind::AmdVi;
 /// How many random cases a property is tried with that needs a unit for each. It takes a quarter of a
 /// million stores to lay one out.
-pub(crate) const CASES: u32 = 32;
+pub(crate) fn cases() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    ProptestConfig {
+        cases: default.cases / 8,
+        ..default
+    }
+}
 
 pub(crate) const IOMMU_EN: u64 = 1;
 pub(crate) const EVENT_LOG_EN: u64 = 1 << 2;

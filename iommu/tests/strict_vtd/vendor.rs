@@ -5,13 +5,16 @@ pub(crate) use iommu::vtd::{Config, State, Unit};
 pub(crate) use iommu_model::{
     Clock, Injection, Interrupt, Machine, Reason, Registers, Tables, UnitConfig,
 };
+use proptest::prelude::ProptestConfig;
 
 use crate::rig::Rig;
 
 /// The architecture.
 pub(crate) const KIND: UnitKind = UnitKind::VtD;
 /// How many random cases a property is tried with that needs a unit for each.
-pub(crate) const CASES: u32 = 256;
+pub(crate) fn cases() -> ProptestConfig {
+    ProptestConfig::default()
+}
 
 pub(crate) const TE: u32 = 1 << 31;
 pub(crate) const SRTP: u32 = 1 << 30;
