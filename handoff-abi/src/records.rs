@@ -43,7 +43,8 @@ pub mod kind {
     pub const WORKLOAD_DEVICE: u32 = 0x101;
     /// Reserved: a unit that the embedder's own driver runs.
     pub const HOST_MANAGED_IOMMU: u32 = 0x102;
-    /// [`AmdViState`](super::AmdViState): an AMD-Vi unit that runs from the baton's tables.
+    /// [`AmdViState`](super::AmdViState): from version 0.2, an AMD-Vi unit that runs from the baton's
+    /// tables.
     pub const AMD_VI_UNIT: u32 = 0x103;
     /// Reserved: what a survivor needs to recover after a crash.
     pub const CRASH_RECOVERY: u32 = 0x104;

@@ -153,14 +153,15 @@ impl<V: Vendor, M: TableMemory> Driver<V, M> {
             generation,
             counts,
         } = prepared;
+        // With nothing changed since, the other top is as it was made for this move.
         let current = generation == self.generation;
-        let Some(new) = self
-            .prepared_top()
+        let Some(spare) = self
+            .spare
             .filter(|_| current && method == MoveMethod::Switch)
         else {
             return self.start_move(devices, to, with);
         };
-        let old = core::mem::replace(&mut self.top, new);
+        let old = core::mem::replace(&mut self.top, spare.top);
         self.spare = Some(Spare {
             top: old,
             forgotten: false,

@@ -3,7 +3,7 @@
 use handoff_abi::{DomainId, RequesterId};
 use iommu::vtd::{MoveError, Pending, Unit};
 use iommu::{Access, MoveMethod};
-use iommu_model::{Injection, Interrupt, Schedule, UnitConfig};
+use iommu_model::{Injection, Interrupt, Reason, Schedule, UnitConfig};
 
 use crate::rig::*;
 
@@ -175,6 +175,30 @@ fn a_device_that_never_stops_reaches_the_old_domain_or_the_new_and_never_stops()
                 assert_eq!(rig.write(device, 0x5000), Ok(B_BASE));
             }
             rig.machine.release(A_BASE, PART, &[STAYS.0]);
+            rig.sound();
+        }
+    }
+}
+
+#[test]
+fn a_device_that_was_blocked_finds_nothing_or_the_new_domain() {
+    for model in models() {
+        for schedule in schedules(4) {
+            let mut rig = Rig::up(schedule, std::slice::from_ref(&model));
+            // Nothing of them is cached, so they are looked up in the new tables as they are.
+            let devices = devices(12);
+            for device in &devices {
+                rig.machine.attack(0, device.0, B_BASE);
+            }
+            rig.switch(&devices, Some(B));
+            for attack in rig.machine.take_attacks() {
+                let nothing = matches!(
+                    attack.result,
+                    Err(Reason::RootNotPresent | Reason::ContextNotPresent)
+                );
+                assert!(nothing || attack.result == Ok(B_BASE), "{attack:?}");
+            }
+            rig.all_in(&devices, Some(B));
             rig.sound();
         }
     }
@@ -397,6 +421,15 @@ fn a_device_is_not_taken_for_blocked_while_the_unit_may_use_the_old_root_table()
     rig.units[0]
         .start_prepared(prepared, Pending::none())
         .unwrap_err();
+    // The devices of the move are blocked in the table that the unit uses.
+    let (root, _) = rig.machine.latched(0);
+    for device in &devices {
+        let bus = rig
+            .machine
+            .peek(root.unwrap() + u64::from(device.0 >> 8) * 16);
+        let entry = (bus & !0xfff) + u64::from(device.0 & 0xff) * 16;
+        assert_eq!(rig.machine.peek(entry) & 1, 0, "{device}");
+    }
     // The entry that is cleared is one of the new table's; the unit has not said that it uses it.
     let blocked = rig.units[0].block(STAYS);
     rig.units[0].flush(blocked).unwrap_err();
