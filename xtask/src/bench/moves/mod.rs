@@ -20,6 +20,10 @@ use crate::ui::Screen;
 /// How often the emulated machine runs: all its figures must be the same.
 const RUNS: usize = 2;
 
+/// From how many devices on Baton's ways take fewer instructions than any other driver's, whose
+/// locks and book-keeping are not even counted.
+const MANY: usize = 32;
+
 /// What one way costs for one number of devices.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
@@ -134,11 +138,40 @@ pub(super) fn run(
             all.len()
         ));
     }
+    wrong.extend(dearer(&rows));
     table::print(&rows, screen);
     if !wrong.is_empty() {
         bail!("{}", wrong.join("; "));
     }
     Ok(rows)
+}
+
+/// Where one of Baton's ways takes no fewer instructions than another driver's, in plain sentences.
+fn dearer(rows: &[Row]) -> Vec<String> {
+    let of = |ours: bool| {
+        rows.iter()
+            .filter(move |row| row.ours == ours && row.devices >= MANY)
+    };
+    let mut dearer = Vec::new();
+    for mine in of(true) {
+        let beside =
+            of(false).filter(|other| (&other.unit, other.devices) == (&mine.unit, mine.devices));
+        for other in beside {
+            let cost = |row: &Row| row.blackout.instructions + row.settle.instructions;
+            if cost(mine) >= cost(other) {
+                dearer.push(format!(
+                    "{}, {} devices: {} takes {} instructions, and {} takes {}",
+                    mine.unit,
+                    mine.devices,
+                    mine.way,
+                    cost(mine),
+                    other.way,
+                    cost(other)
+                ));
+            }
+        }
+    }
+    dearer
 }
 
 fn twice(
@@ -176,4 +209,53 @@ fn agree(measured: &Measurement, emulated: &Phases<emulated::Cost>) -> Result<()
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MANY, Row, dearer, emulated};
+    use iommu_bench::model::{Counts, Measurement, Phases};
+    use iommu_bench::{Case, Vendor, Way};
+
+    fn row(way: Way, devices: usize, instructions: u64) -> Row {
+        let measured = Measurement {
+            case: Case {
+                vendor: Vendor::VtD,
+                way,
+                devices,
+            },
+            method: None,
+            counts: Phases::<Counts>::default(),
+            waited: Phases::default(),
+            broken: Default::default(),
+        };
+        let emulated = Phases {
+            blackout: emulated::Cost {
+                instructions,
+                ..emulated::Cost::default()
+            },
+            ..Phases::default()
+        };
+        Row::new(&measured, &emulated)
+    }
+
+    #[test]
+    fn a_way_that_takes_more_instructions_than_another_driver_is_named() {
+        let rows = [
+            row(Way::Batch, MANY, 999),
+            row(Way::Switch, MANY, 1000),
+            row(Way::Linux, MANY, 1000),
+            row(Way::Xen, MANY, 2000),
+            // With few devices it may.
+            row(Way::Batch, 1, 1000),
+            row(Way::Linux, 1, 500),
+            // Nor are other numbers of devices compared.
+            row(Way::Xen, 2 * MANY, 1),
+        ];
+        assert_eq!(
+            dearer(&rows),
+            ["VT-d, 32 devices: switch takes 1000 instructions, and Linux takes 1000"]
+        );
+        assert!(dearer(&rows[..1]).is_empty());
+    }
 }
