@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::spent::{Part, Spent};
 use crate::build::Images;
 use crate::console::Watcher;
-use crate::machine::{Counted, Machine, MachineOptions, TRACE_MMIO};
+use crate::machine::{Counted, Iommu, Machine, MachineOptions, TRACE_MMIO};
 use crate::paths;
 use crate::session;
 use crate::setup::Toolchain;
@@ -34,7 +34,7 @@ mod mark {
 
 /// The regions of configuration space and of the IOMMU's registers.
 const CONFIGURATION: &str = "pcie-mmcfg-mmio";
-const IOMMU: &str = "intel_iommu";
+const IOMMU: [&str; 2] = ["intel_iommu", "amdvi-mmio"];
 
 /// Each swap: the successor, and how many requests wait in the receive ring at the freeze.
 const SWAPS: [(&str, u64); 3] = [("beta.elf", 1), ("gamma.elf", 8), ("alpha.elf", 1)];
@@ -99,11 +99,12 @@ pub(super) fn plugin(toolchain: &Toolchain, step: &Step) -> Result<PathBuf> {
 /// Runs the chain once on a machine of its own, and counts.
 pub(super) fn run(
     images: &Images,
+    iommu: Iommu,
     plugin: &Path,
     directory: &Path,
     step: &Step,
 ) -> Result<Vec<Swap>> {
-    let mut options = MachineOptions::demo(&images.first, Some(&images.modules));
+    let mut options = MachineOptions::demo(&images.first, Some(&images.modules)).behind(iommu);
     options.counted = Some(Counted {
         plugin: plugin.to_path_buf(),
         kept: (mark::FREEZE, mark::SERVED),
@@ -234,7 +235,7 @@ fn cost(trace: &Trace, from: &Mark, to: &Mark, cpus: &[u32]) -> Cost {
         ..Cost::default()
     };
     let accesses = trace.accesses_in(&places, cpus);
-    if accesses.contains_key(IOMMU) {
+    if IOMMU.iter().any(|region| accesses.contains_key(region)) {
         let fence = trace.fence_in(&places);
         cost.invalidation_commands = fence.invalidation_commands;
         cost.invalidation_waits = fence.waits;

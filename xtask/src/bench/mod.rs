@@ -16,7 +16,7 @@ use crate::baseline::{self, Baseline};
 use crate::build::{self, Images};
 use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
-use crate::machine::{Machine, MachineOptions, TRACE_MMIO};
+use crate::machine::{Iommu, Machine, MachineOptions, TRACE_MMIO};
 use crate::paths;
 use crate::report;
 use crate::session::{self, Manner, Session};
@@ -41,6 +41,9 @@ pub(crate) struct BenchOptions {
     /// Only the part that moves devices from domain to domain.
     #[arg(long)]
     pub(crate) moves: bool,
+    /// The remapping hardware of the machine that swaps. Moves are measured with both.
+    #[arg(long, value_enum, default_value = "vt-d")]
+    pub(crate) iommu: Iommu,
     /// How often the kernel is swapped.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(crate) swaps: u64,
@@ -49,6 +52,8 @@ pub(crate) struct BenchOptions {
 /// The figures.
 #[derive(Clone, Debug, Serialize)]
 struct Bench {
+    /// The remapping hardware of the machine that swapped.
+    iommu: &'static str,
     moves: Vec<moves::Row>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     counted: Vec<counted::Swap>,
@@ -66,6 +71,9 @@ struct Wall {
 
 /// Measures.
 pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen) -> Result<()> {
+    if options.iommu == Iommu::None && !options.moves {
+        bail!("without an IOMMU nothing is swapped: only --moves runs with --iommu none");
+    }
     let directory = paths::target().join("bench");
     fs::create_dir_all(&directory)?;
     let step = screen.step("The counter");
@@ -75,7 +83,7 @@ pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen
     let (mut counted, mut wall) = (Vec::new(), None);
     if !options.moves {
         let images = build::run(toolchain, &build::KERNELS, screen)?;
-        counted = count(&images, &plugin, &directory, screen)?;
+        counted = count(options, &images, &plugin, &directory, screen)?;
         if !options.counted {
             wall = Some(compare(options, &images, &directory, screen)?);
         }
@@ -84,6 +92,7 @@ pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen
     fs::write(
         &file,
         serde_json::to_string_pretty(&Bench {
+            iommu: options.iommu.name(),
             moves,
             counted,
             wall,
@@ -95,15 +104,16 @@ pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen
 
 /// The chain on a machine whose time is instructions, more than once.
 fn count(
+    options: &BenchOptions,
     images: &Images,
     plugin: &Path,
     directory: &Path,
     screen: &Screen,
 ) -> Result<Vec<counted::Swap>> {
-    let step = screen.step("Swaps, counted");
+    let step = screen.step(&format!("Swaps, {}, counted", options.iommu));
     let mut runs = (1..=RUNS).map(|run| {
         let directory = directory.join(format!("counted-{run}"));
-        counted::run(images, plugin, &directory, &step)
+        counted::run(images, options.iommu, plugin, &directory, &step)
     });
     let first = runs.next().context("there is a first run")??;
     for again in runs {
@@ -173,7 +183,8 @@ fn compare(
     screen: &Screen,
 ) -> Result<Wall> {
     let step = screen.step("Swaps");
-    let mut machine = MachineOptions::demo(&images.first, Some(&images.modules));
+    let mut machine =
+        MachineOptions::demo(&images.first, Some(&images.modules)).behind(options.iommu);
     machine.trace.push(TRACE_MMIO.to_owned());
     let silent: Watcher = Arc::new(|_, _| ());
     let mut machine = Machine::start(&machine, &directory.join("swap"), &silent)?;
