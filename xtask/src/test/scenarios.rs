@@ -226,6 +226,14 @@ pub(super) const ALL: &[Scenario] = &[
         work: twenty_chains,
     },
     Scenario {
+        name: "fault-storm",
+        about: "a device that makes faults without end is silenced and loses its bus mastering",
+        long: false,
+        iommu: Iommu::VtD,
+        limit: 90,
+        work: fault_storm,
+    },
+    Scenario {
         name: "plugged-devices",
         about: "devices that come when the first kernel asks for them are fenced like any other",
         long: true,
@@ -592,6 +600,42 @@ fn plugged_devices(context: &Context) -> Result<()> {
     let mut session = context.boot("machine", &options, 10)?;
     session.launch("beta.elf")?;
     session.attack()?;
+    session.hand_over(Manner::Retire, false)?;
+    session.reclaim()?;
+    unharmed(session).map(drop)
+}
+
+/// The successor's device makes faults until the steward, which is the other kernel, stops it. Then
+/// it makes none, nobody else notices, and the machine is handed over as ever.
+fn fault_storm(context: &Context) -> Result<()> {
+    let mut session = context.boot("machine", &context.machine(), 11)?;
+    session.launch("beta.elf")?;
+    session.machine.consoles[1].command_ok("attack storm", Duration::from_secs(60))?;
+    let event = |console: usize, word: &str| {
+        let history = session.machine.consoles[console].history();
+        let mut events = history.into_iter().filter_map(|line| line.event);
+        let event = events.find(|event| event.word == word);
+        event.with_context(|| format!("no @{word} came on console {}", console + 1))
+    };
+    let (storm, stormed) = (event(0, "storm")?, event(1, "stormed")?);
+    ensure!(
+        storm.need("bounded")? == "yes",
+        "it was not stopped: {storm}"
+    );
+    ensure!(
+        stormed.need("by")?.ends_with(storm.need("source")?),
+        "another was stopped: {storm} for {stormed}"
+    );
+    let (attempts, records) = (stormed.number("attempts")?, stormed.number("records")?);
+    ensure!(
+        stormed.need("bus_master")? == "no" && stormed.number("after")? == 0,
+        "it goes on: {stormed}"
+    );
+    ensure!(
+        storm.number("faults")? == records && attempts == records,
+        "not every fault was counted: {storm}, {stormed}"
+    );
+    session.load.wait_answers(200, Duration::from_secs(10))?;
     session.hand_over(Manner::Retire, false)?;
     session.reclaim()?;
     unharmed(session).map(drop)

@@ -13,10 +13,10 @@ use super::inventory::Topology;
 use super::kernel::{Failure, Kernel, copy_out};
 use crate::{clock, println};
 
-/// What a device may make: 32 faults within 5 s. The attempts of `attack` are fewer, a device that
+/// What a device may make: 24 faults within 5 s. The attempts of `attack` are fewer, a device that
 /// does nothing else makes more.
 const LIMIT: Limit = Limit {
-    faults: 32,
+    faults: 24,
     window: 5_000,
 };
 /// How often the steward looks while it has a peer, in microseconds.
