@@ -1,7 +1,7 @@
 //! What it costs to move N devices from one domain to another: Baton's two ways beside the ways of
 //! Linux, Xen and ACRN, which take one device after the other.
 //!
-//! Each [`Case`] is a unit, a way and a number of devices. [`run`] brings a unit up with the same
+//! Each [`Case`] is a unit, a way and a number of devices. [`run()`] brings a unit up with the same
 //! driver for all ways, attaches the devices to the domain [`A`], and has the way move them to the
 //! domain [`B`]; an [`Observer`] is told where the phases begin. Everything goes through a
 //! [`Platform`], so one program runs on the strict models, which count and hold every way against
