@@ -16,6 +16,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// # Errors
     /// Where the unit is gone.
     pub fn record(&mut self) -> Result<State, RegisterError> {
+        // The next steward compares the register with the record, and takes the tables for those in
+        // force.
+        self.settle_exchange()?;
         let (domains, domain_count) = self.domains.recorded();
         Ok(State {
             register_base: self.window.base().0,

@@ -7,7 +7,7 @@ use super::{DeviceState, Driver, Phase, Vendor};
 use crate::moving::Switched;
 use crate::{
     AttachError, InvalidateError, MAX_DOMAINS, MoveError, MoveMethod, Moving, Pending,
-    PreparedMove, Submitted, TableMemory,
+    PreparedMove, RegisterError, Submitted, TableMemory,
 };
 
 /// A top that is not in force.
@@ -191,7 +191,7 @@ impl<V: Vendor, M: TableMemory> Driver<V, M> {
     }
 
     /// Tells the unit to use the tables in force, where it was not seen to.
-    pub(super) fn settle_exchange(&mut self) -> Result<(), InvalidateError> {
+    pub(crate) fn settle_exchange(&mut self) -> Result<(), RegisterError> {
         if self.spare.is_some_and(|spare| spare.unsettled) {
             V::exchange(self, self.top)?;
             if let Some(spare) = &mut self.spare {

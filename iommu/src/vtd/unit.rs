@@ -178,7 +178,8 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     fn bring_up<Q: TableMemory>(&mut self, foreign: Option<&mut Q>) -> Result<(), EnableError> {
         self.vendor.hardware.settle()?;
         let status = self.vendor.hardware.status()?;
-        if status.contains(GlobalStatus::TES) {
+        let translating = status.contains(GlobalStatus::TES);
+        if translating {
             let mode =
                 RootTableAddress(self.vendor.hardware.read64(Register::RootTableAddress)).mode();
             if mode != TranslationMode::Legacy {
@@ -203,7 +204,9 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
         self.start_queue()?;
         let unit = self.window.base();
-        if !self.vendor.has(Capability::ESRTPS) {
+        // That the unit invalidates by itself does not say that it drains what the tables before let
+        // through.
+        if translating || !self.vendor.has(Capability::ESRTPS) {
             self.flush(Pending::all_caches(unit).without_interrupts())?;
         }
 

@@ -433,12 +433,53 @@ fn a_device_is_not_taken_for_blocked_while_the_unit_may_use_the_old_root_table()
     // The entry that is cleared is one of the new table's; the unit has not said that it uses it.
     let blocked = rig.units[0].block(STAYS);
     rig.units[0].flush(blocked).unwrap_err();
+    // Nor is the next steward told so.
+    rig.units[0].record().unwrap_err();
     rig.machine.inject(0, Injection::Nothing);
     rig.units[0].invalidate_everything().unwrap();
     assert!(rig.write(STAYS, A_BASE).is_err());
     rig.all_in(&devices, None);
     rig.machine.release(A_BASE, PART, &[]);
     rig.sound();
+}
+
+#[test]
+fn a_unit_is_adopted_after_a_switch_that_failed() {
+    let model = UnitConfig::default();
+    let devices = devices(12);
+    let mut rig = with_devices(Schedule::Lazy, &model, &devices);
+    let prepared = rig.units[0].prepare_move(&devices, Some(B)).unwrap();
+    rig.machine.inject(0, Injection::StuckCommand(SRTP));
+    rig.units[0]
+        .start_prepared(prepared, Pending::none())
+        .unwrap_err();
+    rig.machine.inject(0, Injection::Nothing);
+    let state = rig.units[0].record().unwrap();
+    assert_eq!(rig.machine.latched(0).0, Some(state.root_table_address));
+    drop(rig.units.pop().unwrap().into_parts());
+    let unit = adopt(&rig.machine, 0, &model, &state, |_| true).unwrap();
+    rig.units.push(unit);
+    rig.all_in(&devices, None);
+    rig.machine.release(A_BASE, PART, &[]);
+    rig.sound();
+}
+
+#[test]
+fn a_write_in_flight_lands_before_a_unit_that_was_on_is_brought_up() {
+    for srtp_invalidates in [false, true] {
+        let model = UnitConfig {
+            srtp_invalidates,
+            ..UnitConfig::default()
+        };
+        let devices = devices(2);
+        let mut rig = with_devices(Schedule::Lazy, &model, &devices);
+        rig.machine
+            .dma_post(0, devices[0].0, A_BASE, b"in time!")
+            .unwrap();
+        rig.units[0].enable().unwrap();
+        assert!(rig.machine.land(0).is_empty());
+        rig.sound();
+    }
 }
 
 #[test]
