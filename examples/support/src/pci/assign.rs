@@ -1,7 +1,8 @@
 //! Bus numbers and memory for what firmware has not seen: functions that were plugged after it ran.
 //!
-//! What firmware set stays as it is, but for a bridge's window in which nothing lies yet and which
-//! is too small. Reference: PCI-to-PCI Bridge Architecture Specification 1.2, section 3.2.5.
+//! What firmware set stays as it is, with one exception: where a bridge's window is too small for what
+//! was plugged behind it, the windows that are still empty are given up, and laid out anew in the
+//! memory that they had. That memory comes through the bridge above for certain. Reference: PCI-to-PCI Bridge Architecture Specification 1.2, section 3.2.5.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -281,6 +282,22 @@ impl Pools {
         prefetchable.or_else(|| self.memory.take(length, alignment, FOUR_GIB))
     }
 
+    /// Adds windows that were given up. On a root bus it makes no difference what they were for.
+    fn add(&mut self, windows: &[(Kind, PhysRange)]) {
+        let of = |wanted: &[Kind]| {
+            let found = windows.iter().filter(|(kind, _)| wanted.contains(kind));
+            merged(found.map(|&(_, range)| range).collect())
+        };
+        let memory = match &mut self.prefetchable {
+            None => of(&[Kind::Memory, Kind::Prefetchable]),
+            Some(pool) => {
+                of(&[Kind::Prefetchable]).for_each(|range| pool.add(range));
+                of(&[Kind::Memory])
+            }
+        };
+        memory.for_each(|range| self.memory.add(range));
+    }
+
     fn reserve(&mut self, range: PhysRange) {
         self.memory.reserve(range);
         if let Some(pool) = &mut self.prefetchable {
@@ -289,17 +306,27 @@ impl Pools {
     }
 }
 
-/// Gives every base address register for memory that is not set a place, on `bus` and behind its
-/// bridges, and lets the functions answer there. `host` is the memory that the host bridge passes
-/// to `bus`.
+/// Ranges, with those that lie side by side as one.
+fn merged(mut ranges: Vec<PhysRange>) -> impl Iterator<Item = PhysRange> {
+    ranges.sort();
+    let mut ranges = ranges.into_iter().peekable();
+    core::iter::from_fn(move || {
+        let mut range = ranges.next()?;
+        while let Some(next) = ranges.next_if(|next| next.base() == range.end()) {
+            range = PhysRange::from_bounds(range.base(), next.end());
+        }
+        Some(range)
+    })
+}
+
+/// Gives every base address register for memory that is not set a place, on the root bus `bus` and
+/// behind its bridges, and lets the functions answer there.
 ///
 /// # Errors
 /// [`AssignError::NoRoom`] and [`AssignError::NoWindow`]. What was placed before stays.
-pub fn assign_memory(ecam: &Ecam, bus: u8, host: &[PhysRange]) -> Result<(), AssignError> {
-    let mut memory = Carver::new();
-    host.iter().for_each(|&range| memory.add(range));
+pub fn assign_memory(ecam: &Ecam, bus: u8) -> Result<(), AssignError> {
     let pools = Pools {
-        memory,
+        memory: Carver::new(),
         prefetchable: None,
     };
     place(ecam, bus, pools)
@@ -314,22 +341,36 @@ fn place(ecam: &Ecam, bus: u8, mut pools: Pools) -> Result<(), AssignError> {
         })
         .collect();
     // What is placed already, by firmware or before.
+    let mut empty = Vec::new();
+    let mut short = false;
     for (function, registers) in &functions {
         let set = registers.iter().filter_map(|register| register.set);
         set.for_each(|range| pools.reserve(range));
-        if let Some(secondary) = function.secondary_bus() {
-            for kind in [Kind::Memory, Kind::Prefetchable] {
-                let Some(range) = window(function, kind) else {
-                    continue;
-                };
-                let (length, _) = need(ecam, secondary, kind).window();
-                if length > range.length() && is_empty(ecam, secondary, range) {
-                    close_window(function, kind);
-                } else {
-                    pools.reserve(range);
-                }
+        let Some(secondary) = function.secondary_bus() else {
+            continue;
+        };
+        for kind in [Kind::Memory, Kind::Prefetchable] {
+            let (length, _) = need(ecam, secondary, kind).window();
+            let Some(range) = window(function, kind) else {
+                short |= length != 0;
+                continue;
+            };
+            pools.reserve(range);
+            if is_empty(ecam, secondary, range) {
+                short |= length > range.length();
+                empty.push((function, kind, range));
             }
         }
+    }
+    if short {
+        for &(function, kind, _) in &empty {
+            close_window(function, kind);
+        }
+        let windows: Vec<_> = empty
+            .iter()
+            .map(|&(_, kind, range)| (kind, range))
+            .collect();
+        pools.add(&windows);
     }
     let mut wanted: Vec<Wanted<'_>> = Vec::new();
     for (function, registers) in &functions {

@@ -83,7 +83,7 @@ fn take_in(ecam: &Ecam, last: u8) -> Result<bool, Failure> {
     if assign::number_buses(ecam, 0, last)? != 0 {
         return Ok(true);
     }
-    assign::assign_memory(ecam, 0, &[])?;
+    assign::assign_memory(ecam, 0)?;
     assign::route_lines(ecam, 0);
     devices::scan(0, &mut |function| {
         if function.id().bus() != 0 {
