@@ -23,6 +23,8 @@ mod vendor;
 // For either vendor.
 #[path = "both/adoption.rs"]
 mod adoption_of_either;
+#[path = "both/bring_up.rs"]
+mod bring_up_of_either;
 #[path = "both/fence.rs"]
 mod fence_of_either;
 #[path = "both/in_flight.rs"]

@@ -550,6 +550,47 @@ fn reserved_regions_are_grown_to_pages_and_belong_to_their_devices() {
     assert_eq!(below, [range(0xb000, 0xc000)]);
 }
 
+#[test]
+fn a_unit_that_names_nothing_is_listed_and_covers_nothing() {
+    let table = dmar(39, 1, &[drhd(false, 0, 0xfed9_0000, &[])]);
+    let units: Vec<_> = Dmar::parse(&table).unwrap().units().collect();
+    assert_eq!(units.len(), 1);
+    assert_eq!(units[0].registers, range(0xfed9_0000, 0xfed9_1000));
+    let none = Topology::default();
+    for bus in [0, 1, 255] {
+        assert_eq!(
+            covered(&table, function(bus, 2, 0), &none),
+            Err(Uncovered::NoUnit)
+        );
+    }
+}
+
+#[test]
+fn a_namespace_device_s_name_may_lack_its_end() {
+    for (bytes, expected) in [
+        (&b"\0\0\0\x07\\_SB.I2C0"[..], &b"\\_SB.I2C0"[..]),
+        (b"\0\0\0\x07\0", b""),
+        (b"\0\0\0\x07", b""),
+    ] {
+        let table = dmar(39, 1, &[build::structure(4, bytes, &[])]);
+        let structure = Dmar::parse(&table).unwrap().structures().next();
+        let Some(Ok(DmarStructure::NamespaceDevice(device))) = structure else {
+            panic!("{structure:?}")
+        };
+        assert_eq!((device.number, device.name), (7, expected));
+    }
+}
+
+#[test]
+fn any_host_address_width_is_read_as_it_is() {
+    // Whether a machine can have it is for the driver to judge.
+    for width in [1, 11, 12, 52, 255] {
+        let table = dmar(width, 0, &[]);
+        let width = u16::from(width);
+        assert_eq!(Dmar::parse(&table).unwrap().host_address_width(), width);
+    }
+}
+
 /// A unit for the model: segment group 0, some endpoints on bus 0, and whether it covers the rest.
 #[derive(Clone, Debug)]
 struct ModelUnit {
