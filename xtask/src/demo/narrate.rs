@@ -17,6 +17,7 @@ pub(super) fn sentence(event: &Event) -> Option<String> {
             text("cpus"),
             size("memory")
         ),
+        "plug" => "asks for its devices".to_owned(),
         "serving" => match event.get("swap") {
             Some(swap) => format!("serves (swap {swap})"),
             None => "serves".to_owned(),

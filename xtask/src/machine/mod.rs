@@ -5,6 +5,7 @@ mod devices;
 mod iommu;
 mod plug;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -17,6 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use handoff_abi::RequesterId;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -248,6 +250,11 @@ impl Machine {
     /// The names of devices that are still to be plugged.
     pub(crate) fn unplugged(&self) -> Vec<&str> {
         self.plugs.waiting()
+    }
+
+    /// The requester id of each device that has a name.
+    pub(crate) fn requesters(&mut self) -> Result<BTreeMap<String, RequesterId>> {
+        plug::requesters(&mut self.qmp)
     }
 
     /// Traces the requests of devices, or no more: there is one line, or more, for each.

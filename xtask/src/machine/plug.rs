@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use handoff_abi::RequesterId;
 use serde_json::{Value, json};
 
 use super::devices::Device;
@@ -17,8 +18,27 @@ use crate::qmp::Qmp;
 struct Place {
     /// Its bus.
     bus: u64,
+    /// Its slot there, and its function in it.
+    slot: (u64, u64),
     /// The bus behind it, if it is a bridge; 0 as long as that has no number.
     secondary: Option<u64>,
+}
+
+impl Place {
+    /// Its own requester id, if it can have one.
+    fn requester(self) -> Option<RequesterId> {
+        let part = |value: u64| u8::try_from(value).ok();
+        RequesterId::new(part(self.bus)?, part(self.slot.0)?, part(self.slot.1)?)
+    }
+}
+
+/// The requester ids of the devices that have names, as the emulator has them.
+pub(super) fn requesters(qmp: &mut Qmp) -> Result<BTreeMap<String, RequesterId>> {
+    let places = places(&qmp.execute("query-pci", json!({}))?);
+    Ok(places
+        .into_iter()
+        .filter_map(|(name, place)| Some((name, place.requester()?)))
+        .collect())
 }
 
 /// Devices that wait to be plugged, in their order.
@@ -81,9 +101,18 @@ fn places(told: &Value) -> BTreeMap<String, Place> {
 fn collect(devices: &Value, found: &mut BTreeMap<String, Place>) {
     for device in devices.as_array().into_iter().flatten() {
         let bridge = &device["pci_bridge"];
-        if let (Some(id), Some(bus)) = (device["qdev_id"].as_str(), device["bus"].as_u64()) {
-            let secondary = bridge["bus"]["secondary"].as_u64();
-            found.insert(id.to_owned(), Place { bus, secondary });
+        if let (Some(id), Some(bus), Some(slot), Some(function)) = (
+            device["qdev_id"].as_str().filter(|id| !id.is_empty()),
+            device["bus"].as_u64(),
+            device["slot"].as_u64(),
+            device["function"].as_u64(),
+        ) {
+            let place = Place {
+                bus,
+                slot: (slot, function),
+                secondary: bridge["bus"]["secondary"].as_u64(),
+            };
+            found.insert(id.to_owned(), place);
         }
         collect(&bridge["devices"], found);
     }
@@ -91,7 +120,7 @@ fn collect(devices: &Value, found: &mut BTreeMap<String, Place>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Place, Plugs, places};
+    use super::{Plugs, places};
     use crate::machine::devices::{Devices, Edu};
     use crate::qmp::Qmp;
     use serde_json::{Value, json};
@@ -135,7 +164,7 @@ mod tests {
             plugged
                 .iter()
                 .filter(|(id, on)| on == bridge && Some(id.as_str()) != deaf)
-                .map(|(id, _)| json!({"qdev_id": id, "bus": bus}))
+                .map(|(id, _)| json!({"qdev_id": id, "bus": bus, "slot": 2, "function": 0}))
                 .collect()
         };
         let mut below = on("port3", 1);
@@ -146,8 +175,8 @@ mod tests {
             }
         }
         json!([{"bus": 0, "devices": [
-            {"qdev_id": "", "bus": 0},
-            {"qdev_id": "port3", "bus": 0,
+            {"qdev_id": "", "bus": 0, "slot": 0, "function": 0},
+            {"qdev_id": "port3", "bus": 0, "slot": 4, "function": 0,
              "pci_bridge": {"bus": {"secondary": 1}, "devices": below}},
         ]}])
     }
@@ -187,9 +216,15 @@ mod tests {
             2,
         );
         let found = places(&told);
-        let place = |bus, secondary| Some(Place { bus, secondary });
-        assert_eq!(found.get("port3").copied(), place(0, Some(1)));
-        assert_eq!(found.get("bridge1").copied(), place(1, Some(2)));
-        assert_eq!(found.get("edu1a").copied(), place(2, None));
+        assert_eq!(found.len(), 3);
+        let secondary = |name: &str| found[name].secondary;
+        assert_eq!(
+            (secondary("port3"), secondary("bridge1")),
+            (Some(1), Some(2))
+        );
+        assert_eq!(secondary("edu1a"), None);
+        let requester = |name: &str| found[name].requester().map(|id| id.0);
+        assert_eq!(requester("port3"), Some(0x20));
+        assert_eq!(requester("edu1a"), Some(0x210));
     }
 }

@@ -239,7 +239,7 @@ pub(super) const ALL: &[Scenario] = &[
         long: true,
         iommu: Iommu::VtD,
         limit: 120,
-        work: plugged_devices,
+        work: super::plugged::plugged_devices,
     },
     Scenario {
         name: "amd-serve",
@@ -248,6 +248,14 @@ pub(super) const ALL: &[Scenario] = &[
         iommu: Iommu::AmdVi,
         limit: 60,
         work: serve,
+    },
+    Scenario {
+        name: "amd-requesters",
+        about: "every function behind AMD-Vi obeys the entry of its own requester id",
+        long: false,
+        iommu: Iommu::AmdVi,
+        limit: 60,
+        work: super::plugged::requesters,
     },
     Scenario {
         name: "amd-chain",
@@ -361,7 +369,7 @@ impl Scenario {
 
 /// What a scenario has to work with.
 pub(super) struct Context {
-    iommu: Iommu,
+    pub(super) iommu: Iommu,
     images: Images,
     pub(super) directory: PathBuf,
     screen: Screen,
@@ -591,18 +599,6 @@ fn chain(context: &Context) -> Result<()> {
 
 fn twenty_chains(context: &Context) -> Result<()> {
     (1..=20).try_for_each(|seed| chain_with(context, seed))
-}
-
-/// The machine that AMD-Vi needs, with the hardware that does not: so the plugging alone is tried.
-fn plugged_devices(context: &Context) -> Result<()> {
-    let mut options = context.machine();
-    options.plug = true;
-    let mut session = context.boot("machine", &options, 10)?;
-    session.launch("beta.elf")?;
-    session.attack()?;
-    session.hand_over(Manner::Retire, false)?;
-    session.reclaim()?;
-    unharmed(session).map(drop)
 }
 
 /// The successor's device makes faults until the steward, which is the other kernel, stops it. Then

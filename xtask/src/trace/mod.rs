@@ -3,7 +3,7 @@
 mod line;
 mod marks;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
@@ -131,6 +131,7 @@ pub(crate) struct Trace {
     marks: Vec<Mark>,
     faults: Vec<Fault>,
     interrupts: Vec<Interrupt>,
+    requesters: BTreeSet<u16>,
     fence: Vec<(u64, Place, FenceEvent)>,
     bus_resets: Vec<u64>,
     accesses: Vec<Access>,
@@ -271,6 +272,11 @@ impl Trace {
             .filter(move |fault| (between.0..=between.1).contains(&fault.at))
     }
 
+    /// The requester ids under which devices asked for memory. Only AMD-Vi's are told.
+    pub(crate) fn requesters(&self) -> &BTreeSet<u16> {
+        &self.requesters
+    }
+
     /// Interrupts that devices asked for between two times.
     pub(crate) fn interrupts_between(
         &self,
@@ -408,6 +414,7 @@ impl Reader<'_> {
                 write,
             }),
             What::Asked { source, address } => {
+                self.trace.requesters.insert(source);
                 self.last_request
                     .insert(record.thread, (at, source, address));
             }

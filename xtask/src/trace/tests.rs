@@ -240,6 +240,8 @@ fn what_was_blocked_on_amd_names_who_asked_and_which_way() {
         .map(|fault| (fault.source, fault.address, fault.write))
         .collect();
     assert_eq!(blocked, [(0x300, 0x1040, false), (0x500, 0x3040, true)]);
+    let requesters: Vec<u16> = trace.requesters().iter().copied().collect();
+    assert_eq!(requesters, [0x300, 0x400, 0x500, 0x600]);
 }
 
 #[test]
