@@ -93,7 +93,7 @@ pub(super) const ALL: &[Check] = &[
     },
     Check {
         name: "mutants",
-        about: "the tests notice every second mistake that can be put into the VT-d driver",
+        about: "the tests notice every third mistake that can be put into the VT-d driver",
         long: false,
         work: |job| try_mutants(job, Driver::Vtd, false),
     },
