@@ -228,7 +228,8 @@ impl Mutant {
     }
 
     /// The form: `file:` and `breaks:` lines, a `test:` line where it is not the driver's test that
-    /// has to notice, `--- original`, the snippet, `+++ mutant`, the replacement.
+    /// has to notice, `--- original`, the snippet, `+++ mutant`, the replacement. The last end of line
+    /// of both belongs to the form, so that a snippet can end within a line.
     fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(at(path))?;
         let malformed = |why| Error::Malformed(path.into(), why);
@@ -254,10 +255,14 @@ impl Mutant {
             breaks: field("breaks:").ok_or(malformed("no line `breaks:`"))?,
             file: field("file:").ok_or(malformed("no line `file:`"))?.into(),
             test: field("test:"),
-            original: original.into(),
-            replacement: replacement.into(),
+            original: without_end(original),
+            replacement: without_end(replacement),
         })
     }
+}
+
+fn without_end(text: &str) -> String {
+    text.strip_suffix('\n').unwrap_or(text).to_owned()
 }
 
 /// The copy that mutants are applied to.
@@ -471,5 +476,15 @@ mod tests {
         assert!(reduced.contains("\"mutant/iommu\",") && !reduced.contains("\"iommu\""));
         assert!(reduced.contains("path = \"mutant/iommu\""));
         assert!(reduced.contains("crc = \"3\"") && reduced.contains("opt-level = 1"));
+    }
+
+    #[test]
+    fn every_mutant_has_its_one_place() {
+        let root = crate::paths::workspace();
+        for mutant in Mutant::all(&root.join("iommu/mutants")).unwrap() {
+            let source = fs::read_to_string(root.join(&mutant.file)).unwrap();
+            let times = source.matches(&mutant.original).count();
+            assert_eq!(times, 1, "{}", mutant.name);
+        }
     }
 }
