@@ -11,8 +11,8 @@ use handoff_abi::{
 use partition_core::plan::alias::{self, Acs, Facts, Isolation, PortType};
 use partition_core::plan::{
     Budget, Buses, Cpu, CpuRequest, EcamWindow, Function, FunctionKind, FunctionRequest, Machine,
-    MemoryKind, MemoryRegion, MemoryRequest, PageSize, Request, Singleton, Trampoline, Unit,
-    Window,
+    MemoryKind, MemoryRegion, MemoryRequest, PageSize, Request, Reservation, Singleton, Trampoline,
+    Unit, Window,
 };
 
 use super::kernel::{Failure, Kernel, copy_out, failure};
@@ -292,6 +292,7 @@ pub struct Inventory {
     cpus: Vec<Cpu>,
     memory: Vec<MemoryRegion>,
     functions: Vec<Function>,
+    reservations: Vec<Reservation>,
     units: Vec<Unit>,
     singletons: Vec<Singleton>,
     budget: Budget,
@@ -342,26 +343,38 @@ impl Inventory {
                 }
             })
             .collect();
+        let mut reservations = Vec::new();
         let functions = topology
             .facts
             .iter()
             .zip(&topology.isolation)
             .zip(&topology.classes)
             .zip(&topology.lines)
-            .map(|(((facts, isolation), &class), lines)| Function {
-                function: facts.function,
-                class,
-                kind: facts.kind,
-                isolation: *isolation,
-                unit: remapping.unit_of(facts.function, &topology),
-                intx: lines.line,
-                intx_disabled: lines.disabled,
-                messages: lines.messages,
-                ats_required: false,
-                owner: owner(
-                    resource::FUNCTION,
-                    super::launch::function_number(facts.function),
-                ),
+            .map(|(((facts, isolation), &class), lines)| {
+                let function = facts.function;
+                let reserved = remapping.reserved_for(function, &topology);
+                // Where nobody knows what it keeps reaching, it is not given away.
+                let unit = reserved
+                    .as_ref()
+                    .and_then(|_| remapping.unit_of(function, &topology));
+                for range in reserved.into_iter().flatten() {
+                    reservations.push(Reservation { function, range });
+                }
+                Function {
+                    function,
+                    class,
+                    kind: facts.kind,
+                    isolation: *isolation,
+                    unit,
+                    intx: lines.line,
+                    intx_disabled: lines.disabled,
+                    messages: lines.messages,
+                    ats_required: false,
+                    owner: owner(
+                        resource::FUNCTION,
+                        super::launch::function_number(facts.function),
+                    ),
+                }
             })
             .collect();
         let singletons = view
@@ -391,6 +404,7 @@ impl Inventory {
             cpus,
             memory,
             functions,
+            reservations,
             units,
             singletons,
             budget,
@@ -406,7 +420,7 @@ impl Inventory {
             cpus: &self.cpus,
             memory: &self.memory,
             functions: &self.functions,
-            reservations: &[],
+            reservations: &self.reservations,
             units: &self.units,
             windows: &self.topology.windows,
             ecam: &self.topology.ecam,

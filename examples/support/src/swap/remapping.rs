@@ -1,8 +1,10 @@
 //! The remapping unit as firmware describes it, in a DMAR table (VT-d) or an IVRS (AMD-Vi).
 
+use alloc::vec::Vec;
+
 use acpi_capture::Capture;
 use acpi_capture::table::{Dmar, Ivrs, PciTopology};
-use handoff_abi::{PciFunction, RequesterId, UnitDescription, UnitKind};
+use handoff_abi::{PciFunction, PhysRange, RequesterId, UnitDescription, UnitKind};
 use iommu::{ArenaNeeds, Config};
 
 use super::devices;
@@ -70,6 +72,35 @@ impl<'a> Remapping<'a> {
             Self::AmdVi(ivrs) => ivrs.unit_for(function).covered()?.index,
         };
         u16::try_from(index).ok()
+    }
+
+    /// The memory that a function keeps reaching on firmware's behalf; `None` where that is unknown,
+    /// because a part of the table that could tell cannot be read.
+    #[must_use]
+    pub fn reserved_for(
+        &self,
+        function: PciFunction,
+        topology: &impl PciTopology,
+    ) -> Option<Vec<PhysRange>> {
+        match self {
+            Self::VtD(dmar) => dmar
+                .reserved_for(function, topology)
+                .map(|region| Some(region.ok()?.range))
+                .collect(),
+            Self::AmdVi(ivrs) if ivrs.lost_memory().is_some() => None,
+            Self::AmdVi(ivrs) => {
+                let alias = self.alias_of(function).map(|requester| PciFunction {
+                    segment: function.segment,
+                    requester,
+                });
+                [Some(function), alias]
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|function| ivrs.reserved_for(function))
+                    .map(|map| Some(map.ok()?.region.range))
+                    .collect()
+            }
+        }
     }
 
     /// The id that requests of a function arrive with, where that is the unit's and not the bridges'
