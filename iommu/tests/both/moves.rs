@@ -1,7 +1,7 @@
 //! Moving devices from domain to domain, whichever vendor's unit it is and whichever way.
 
 use handoff_abi::{DomainId, RequesterId};
-use iommu::{Access, AttachError, MoveError, Pending};
+use iommu::{Access, AttachError, MoveError, MoveMethod, Pending};
 use iommu_model::Schedule;
 use proptest::prelude::*;
 
@@ -34,6 +34,26 @@ fn devices_move_to_and_fro_whatever_the_unit_is_like() {
             rig.sound();
         }
     }
+}
+
+#[test]
+fn the_old_tables_stay_as_they_are_until_the_unit_has_forgotten_them() {
+    let devices = devices(12);
+    let mut rig = in_a(Schedule::Lazy, &UnitConfig::default(), &devices);
+    let prepared = rig.units[0].prepare_move(&devices, Some(B)).unwrap();
+    let free = rig.units[0].free_frames();
+    let moving = rig.units[0]
+        .start_prepared(prepared, Pending::none())
+        .unwrap();
+    // Neither domain can go, and no other switch be prepared.
+    assert!(rig.units[0].destroy_domain(A).is_err());
+    assert!(rig.units[0].destroy_domain(B).is_err());
+    let early = rig.units[0].prepare_move(&devices, Some(A)).unwrap();
+    assert_eq!(early.method(), MoveMethod::Global);
+    assert_eq!(rig.units[0].free_frames(), free);
+    rig.units[0].finish_move(moving).unwrap();
+    rig.units[0].destroy_domain(A).unwrap();
+    rig.sound();
 }
 
 #[test]

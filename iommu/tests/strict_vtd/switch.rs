@@ -225,26 +225,6 @@ fn a_write_in_flight_lands_before_the_switch_is_done() {
 }
 
 #[test]
-fn the_old_tables_stay_as_they_are_until_the_unit_has_forgotten_them() {
-    let devices = devices(12);
-    let mut rig = with_devices(Schedule::Lazy, &UnitConfig::default(), &devices);
-    let prepared = rig.units[0].prepare_move(&devices, Some(B)).unwrap();
-    let free = rig.units[0].free_frames();
-    let moving = rig.units[0]
-        .start_prepared(prepared, Pending::none())
-        .unwrap();
-    // Neither domain can go, and no other switch be prepared.
-    assert!(rig.units[0].destroy_domain(A).is_err());
-    assert!(rig.units[0].destroy_domain(B).is_err());
-    let early = rig.units[0].prepare_move(&devices, Some(A)).unwrap();
-    assert_eq!(early.method(), MoveMethod::Global);
-    assert_eq!(rig.units[0].free_frames(), free);
-    rig.units[0].finish_move(moving).unwrap();
-    rig.units[0].destroy_domain(A).unwrap();
-    rig.sound();
-}
-
-#[test]
 fn a_prepared_switch_that_is_out_of_date_is_made_as_if_it_were_not_prepared() {
     type Change = fn(&mut Rig);
     let changes: [Change; 4] = [
