@@ -275,7 +275,13 @@ fn a_cleared_entry_is_free_when_that_was_flushed() {
                 .unwrap_err(),
             InterruptError::InUse(handle)
         );
-        rig.flush(pending);
+        // Its vector is the first choice, and not free.
+        let (other, set) = rig.units[0]
+            .allocate_interrupt(DEVICE, target(1, 0x41))
+            .unwrap();
+        assert_ne!(other, handle);
+        let cleared = rig.units[0].clear_interrupt(other).unwrap();
+        rig.flush(pending.merge(set).merge(cleared));
         assert!(matches!(
             rig.raise(handle),
             Interrupt::Blocked(Reason::InterruptNotEnabled)
