@@ -61,17 +61,27 @@ static uint32_t fixed_checksum(void)
 	return crc32(0, words, sizeof words);
 }
 
+/* Where the parts of a queue begin, from its start; each does at a page of its own. */
+enum ring_part { AVAILABLE, USED, STATE, END, RING_PARTS };
+
+static void lay_out(uint32_t size, uint64_t parts[RING_PARTS])
+{
+	parts[AVAILABLE] = pages(UINT64_C(16) * size);
+	parts[USED] = parts[AVAILABLE] + pages(6 + UINT64_C(2) * size);
+	parts[STATE] = parts[USED] + pages(6 + UINT64_C(8) * size);
+	parts[END] = parts[STATE] + PAGE;
+}
+
 static void ring_at(struct ring *ring, uint64_t queue, uint64_t buffers, uint16_t size)
 {
-	uint64_t available = queue + pages(UINT64_C(16) * size);
-	uint64_t used = available + pages(6 + UINT64_C(2) * size);
-	uint64_t state = used + pages(6 + UINT64_C(8) * size);
+	uint64_t parts[RING_PARTS];
+	lay_out(size, parts);
 	*ring = (struct ring){
 		.size = size,
 		.descriptors = (struct descriptor *)(memory + queue),
-		.available = (struct available *)(memory + available),
-		.used = (struct used *)(memory + used),
-		.state = (struct driver_state *)(memory + state),
+		.available = (struct available *)(memory + queue + parts[AVAILABLE]),
+		.used = (struct used *)(memory + queue + parts[USED]),
+		.state = (struct driver_state *)(memory + queue + parts[STATE]),
 		.buffers = memory + buffers,
 		.buffers_at = (uint64_t)memory + buffers,
 	};
@@ -88,15 +98,15 @@ static const char *adopt_areas(uint64_t have)
 	    LOAD(&header->value_capacity) != VALUE_MAX || LOAD(&header->buffer_size) != BUFFER ||
 	    LOAD(&header->header_length) != PAGE)
 		return "a size is not what this layout has";
+	uint64_t receive_parts[RING_PARTS], transmit_parts[RING_PARTS];
+	lay_out(receive, receive_parts);
+	lay_out(transmit, transmit_parts);
 	const uint64_t lengths[AREAS] = {
 		[STORE] = pages(store_slots * sizeof(struct store_slot)),
-		[RECEIVE_QUEUE] = pages(UINT64_C(16) * receive) + pages(6 + UINT64_C(2) * receive) +
-				  pages(6 + UINT64_C(8) * receive) + PAGE,
-		[TRANSMIT_QUEUE] = pages(UINT64_C(16) * transmit) +
-				   pages(6 + UINT64_C(2) * transmit) +
-				   pages(6 + UINT64_C(8) * transmit) + PAGE,
-		[RECEIVE_BUFFERS] = pages(UINT64_C(2048) * receive),
-		[TRANSMIT_BUFFERS] = pages(UINT64_C(2048) * transmit),
+		[RECEIVE_QUEUE] = receive_parts[END],
+		[TRANSMIT_QUEUE] = transmit_parts[END],
+		[RECEIVE_BUFFERS] = pages(BUFFER * receive),
+		[TRANSMIT_BUFFERS] = pages(BUFFER * transmit),
 	};
 	uint64_t offsets[AREAS], at = PAGE;
 	for (int area = 0; area < AREAS; at += lengths[area++]) {
@@ -240,7 +250,7 @@ static bool take_used(struct ring *ring, uint16_t *head, uint32_t *length)
 static void submit(struct ring *ring, uint16_t id, uint32_t length, bool device_writes)
 {
 	struct descriptor *descriptor = &ring->descriptors[id];
-	SAVE(&descriptor->address, ring->buffers_at + UINT64_C(2048) * id);
+	SAVE(&descriptor->address, ring->buffers_at + BUFFER * id);
 	SAVE(&descriptor->length, length);
 	SAVE(&descriptor->flags, device_writes ? DESCRIPTOR_WRITE : 0);
 	SAVE(&descriptor->next, 0);
@@ -272,7 +282,7 @@ size_t workload_receive(uint8_t *frame)
 		bool whole = length >= VIRTIO_HEADER + 14 && length <= VIRTIO_HEADER + FRAME_MAX;
 		if (whole) {
 			/* Copied out before anything looks at it. */
-			memcpy(frame, ring->buffers + 2048 * (size_t)id + VIRTIO_HEADER,
+			memcpy(frame, ring->buffers + BUFFER * (size_t)id + VIRTIO_HEADER,
 			       length - VIRTIO_HEADER);
 			count(&header->counters.frames_received);
 		} else {
@@ -304,7 +314,7 @@ void workload_send(const uint8_t *frame, size_t length)
 		count(&header->counters.dropped);
 		return;
 	}
-	uint8_t *buffer = ring->buffers + 2048 * (size_t)id;
+	uint8_t *buffer = ring->buffers + BUFFER * (size_t)id;
 	memset(buffer, 0, VIRTIO_HEADER);
 	memcpy(buffer + VIRTIO_HEADER, frame, length);
 	submit(ring, id, (uint32_t)(VIRTIO_HEADER + length), false);

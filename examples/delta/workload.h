@@ -15,7 +15,7 @@
 #define WORKLOAD_FIXED 256 /* Bytes of the header under its checksum. */
 #define WORKLOAD_NEIGHBOURS 16
 #define VALUE_MAX 1024
-#define BUFFER 2048
+#define BUFFER UINT64_C(2048)
 #define RING_MAX 256
 
 enum area { STORE, RECEIVE_QUEUE, TRANSMIT_QUEUE, RECEIVE_BUFFERS, TRANSMIT_BUFFERS, AREAS };
