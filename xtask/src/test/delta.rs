@@ -34,8 +34,8 @@ const WRONG: &[Wrong] = &[
 /// every processor and all memory that alpha had.
 pub(super) fn c_kernel(context: &Context) -> Result<()> {
     let mut session = context.boot("machine", &context.machine(), 9)?;
+    let before = owners(&mut session)?;
     for &(what, why) in WRONG {
-        let before = owners(&mut session)?;
         handoffs::refused(&mut session, "delta.elf", "0.1", what, why)?;
         ensure!(
             before == owners(&mut session)?,
