@@ -11,6 +11,7 @@
 #![doc = include_str!("../README.md")]
 
 mod aml;
+pub mod boot;
 mod capture;
 pub mod memory;
 pub mod partition;

@@ -1,6 +1,7 @@
 //! Tests of the crate from outside: against tables built byte by byte, against models, and
 //! against the tables of real machines.
 
+mod boot;
 mod build;
 mod build_small;
 mod capture;
