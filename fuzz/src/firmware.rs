@@ -1,5 +1,6 @@
-//! What firmware leaves in memory: captures, SMBIOS, memory maps, `setup_data`.
+//! What firmware and boot loaders leave in memory: captures, SMBIOS, memory maps, `setup_data`.
 
+use acpi_capture::boot::{BootError, BootItem, BootItems, MAX_ENTRIES};
 use acpi_capture::memory::{
     E820Entries, MemoryKind, MemoryMap, MemoryRegion, SetupData, UefiDescriptors,
 };
@@ -77,6 +78,58 @@ pub fn setup_data(bytes: &[u8]) {
         }
     }
     assert!(count <= SetupData::<Piece<'_>>::MAX_ITEMS + 1);
+}
+
+/// What a boot loader says: the first byte gives the protocol and the place, the rest is the memory
+/// from `0x1000` on, with the protocol's magic put in.
+pub fn boot_items(bytes: &[u8]) -> Vec<Result<BootItem, BootError>> {
+    let mut input = Input(bytes);
+    let chosen = input.byte();
+    let start = usize::from(chosen >> 2);
+    let (at, magic): (usize, &[u8]) = match chosen % 4 {
+        0 => (0, &[0x78, 0xc5, 0x6e, 0x33, 1, 0, 0, 0]),
+        1 => (4, &[0, 0, 0, 0]),
+        2 => (0x202, b"HdrS\x0f\x02"),
+        _ => (0, &[]),
+    };
+    let mut bytes = input.0.to_vec();
+    let field = start + at;
+    if let Some(field) = bytes.get_mut(field..field + magic.len()) {
+        field.copy_from_slice(magic);
+    }
+    let memory = Piece {
+        base: 0x1000,
+        bytes: &bytes,
+    };
+    let address = PhysAddr(0x1000 + start as u64);
+    let items = match chosen % 4 {
+        0 => BootItems::pvh(&memory, address),
+        2 => BootItems::linux(&memory, address),
+        _ => BootItems::multiboot2(&memory, address),
+    };
+    let Ok(items) = items else {
+        return Vec::new();
+    };
+    // Two lists and 64 items of setup_data with as many entries as the memory has, at most.
+    let most = 66 * (bytes.len() / 20 + 2) + MAX_ENTRIES as usize;
+    let items: Vec<_> = items.take(most + 1).collect();
+    assert!(items.len() <= most, "it does not end");
+    items
+}
+
+/// What a boot loader says holds by itself, whatever it is.
+pub fn boot(bytes: &[u8]) {
+    for item in boot_items(bytes) {
+        match item {
+            Ok(BootItem::Module { range, .. }) => {
+                assert!(range.base().0.checked_add(range.length()).is_some());
+            }
+            Err(BootError::Magic { .. } | BootError::Version { .. }) => {
+                panic!("that is known from the beginning")
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Entries of every format; and steps on a small map, held against one kind for each byte.

@@ -187,6 +187,55 @@ fn setup_seeds() -> Vec<Vec<u8>> {
     vec![seed]
 }
 
+fn boot_seeds() -> Vec<Vec<u8>> {
+    let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    // Start info, a module and an entry of the memory map behind it.
+    let mut pvh: Vec<u8> = words(&[0, 1 << 32, 0x1038, 0x1080, 0xf_5a40, 0x1058, 1]);
+    pvh.extend::<Vec<u8>>(words(&[0x10_0000, 0x1000, 0x1080, 0, 0, 0x9_fc00, 1]));
+    // Command line, module, both memory maps, frame buffer, SMBIOS, RSDP, end.
+    let map = [24, 0, 0x10_0000, 0, 0x1000, 0, 1, 0].map(u32::to_le_bytes);
+    let efi = [40, 1, 7, 0, 0x10_0000, 0, 0, 0, 16, 0, 8, 0].map(u32::to_le_bytes);
+    let screen = [0xe000_0000, 0, 4096, 1024, 768, 0x0120].map(u32::to_le_bytes);
+    let tags = [
+        (1, b"a=1\0".to_vec()),
+        (3, b"\0\0\x10\0\0\x10\x10\0m\0".to_vec()),
+        (6, map.concat()),
+        (17, efi.concat()),
+        (8, screen.concat()),
+        (13, b"\x03\0\0\0\0\0\0\0_SM3_".to_vec()),
+        (14, vec![0; 20]),
+        (0, vec![]),
+    ];
+    let mut multiboot2 = vec![0, 2, 0, 0, 0, 0, 0, 0];
+    for (kind, content) in tags {
+        multiboot2.extend_from_slice(&[kind, 0, 0, 0, 8 + content.len() as u8, 0, 0, 0]);
+        multiboot2.extend(content);
+        multiboot2.resize(multiboot2.len().next_multiple_of(8), 0);
+    }
+    // Boot parameters with one entry, a UEFI map and more entries in setup_data.
+    let mut linux = vec![0; 0x340];
+    for (at, bytes) in [
+        (0x0f, &[0x70][..]),
+        (0x1c0, b"EL64"),
+        (0x1c8, &[40]),
+        (0x1d0, &[0, 0x13, 0, 0, 40]),
+        (0x1e8, &[1]),
+        (0x21c, &[1]),
+        (0x228, &[0, 0x10]),
+        (0x250, &[0xf0, 0x12]),
+        (0x2d8, &[0, 0x10]),
+        (0x2e0, &[1]),
+        (0x2f8, &[1, 0, 0, 0, 20]),
+        (0x310, &[1]),
+    ] {
+        linux[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    [(0, pvh), (1, multiboot2), (2, linux)]
+        .into_iter()
+        .map(|(protocol, memory)| [vec![protocol], memory].concat())
+        .collect()
+}
+
 fn map_seeds() -> Vec<Vec<u8>> {
     let mut e820 = vec![0];
     for (base, length, kind) in [
@@ -258,11 +307,12 @@ fn partition_seeds() -> Vec<Vec<u8>> {
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All targets.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("acpi_table", tables::table, table_seeds),
     ("ivrs", tables::ivrs_in_any_order, ivrs_seeds),
     ("smbios", firmware::smbios, smbios_seeds),
     ("setup_data", firmware::setup_data, setup_seeds),
+    ("boot", firmware::boot, boot_seeds),
     ("memory_map", firmware::memory_map, map_seeds),
     ("capture", firmware::capture, capture_seeds),
     ("capture_blob", firmware::capture_blob, blob_seeds),

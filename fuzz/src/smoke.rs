@@ -32,4 +32,10 @@ fn the_seeds_reach_what_they_are_for() {
     let unit = ivrs.units().next().unwrap();
     assert!(unit.block == 0x40 && unit.devices().all(|device| device.is_ok()));
     assert!(unit.devices().count() >= 8);
+    let (_, _, seeds) = TARGETS.iter().find(|target| target.0 == "boot").unwrap();
+    let items = |seed: &Vec<u8>| {
+        let items = crate::firmware::boot_items(seed);
+        items.into_iter().filter_map(Result::ok).count()
+    };
+    assert_eq!(seeds().iter().map(items).collect::<Vec<_>>(), [4, 7, 6]);
 }
