@@ -96,7 +96,12 @@ fn run(arguments: &Arguments, screen: &Screen) -> anyhow::Result<()> {
         }
         _ => {}
     }
-    let toolchain = setup::run(&arguments.setup, screen)?;
+    let tools = match &arguments.command {
+        Command::Demo(options) => options.boot.tools().collect(),
+        Command::Test(options) => test::tools(options),
+        _ => Vec::new(),
+    };
+    let toolchain = setup::run(&arguments.setup, &tools, screen)?;
     match &arguments.command {
         // These need nothing to be set up, and are done.
         Command::Setup | Command::Picture { .. } => {}

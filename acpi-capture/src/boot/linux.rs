@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::run::{Kind, Run};
-use super::{BootError, BootItem, Framebuffer, Step, given, load, module};
+use super::{BootError, BootItem, Framebuffer, Step, given, load, module, structure};
 use crate::ReadPhys;
 use crate::memory::{E820Entries, SetupData, SetupItem, SetupKind};
 
@@ -80,6 +80,8 @@ const _: () = {
     assert!(size_of::<HeaderRaw>() == 0x5a);
 };
 
+/// Bytes of the boot parameters.
+const BOOT_PARAMS: u64 = 4096;
 const HIGH_HALVES: u64 = 0xc0;
 const EFI: u64 = 0x1c0;
 const HEADER: u64 = 0x1fe;
@@ -92,7 +94,7 @@ const VERSION: u32 = 0x020c;
 /// What of the boot parameters was not said yet.
 #[derive(Clone, Debug)]
 pub(super) struct ZeroPage<M> {
-    steps: [Option<Result<Step, BootError>>; 7],
+    steps: [Option<Result<Step, BootError>>; 8],
     setup: SetupData<M>,
 }
 
@@ -137,6 +139,7 @@ impl<M: ReadPhys> ZeroPage<M> {
         let system_table = joined(efi.system_table, efi.system_table_high);
         Ok(Self {
             steps: [
+                item(structure(address, BOOT_PARAMS)?),
                 given(rsdp.get()).and_then(|at| item(BootItem::Rsdp(at))),
                 given(line).and_then(|at| item(BootItem::CommandLine(at))),
                 (size != 0).then(|| module(ramdisk, size, None).map(Step::Item)),

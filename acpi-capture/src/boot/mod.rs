@@ -92,6 +92,8 @@ pub enum BootItem {
     Memory(MemoryRegion),
     /// Where the RSDP is, or a copy of it that the boot loader made.
     Rsdp(PhysAddr),
+    /// A copy of the RSDP as ACPI 1.0 has it, of 20 bytes. Of use where no [`Self::Rsdp`] comes.
+    RsdpV1(PhysAddr),
     /// Where an SMBIOS entry point is, or a copy of it that the boot loader made.
     Smbios {
         /// Where.
@@ -105,6 +107,9 @@ pub enum BootItem {
     EfiBootServices,
     /// A frame buffer.
     Framebuffer(Framebuffer),
+    /// The protocol's own structure. Other items may point into it, and the memory map does not know
+    /// of it: it is kept as it is until they were copied out.
+    Structure(PhysRange),
 }
 
 /// What is wrong with what the boot loader says.
@@ -318,4 +323,11 @@ fn module(base: u64, length: u64, command_line: Option<PhysAddr>) -> Result<Boot
             length,
         }),
     }
+}
+
+/// The protocol's structure.
+fn structure(address: PhysAddr, length: u64) -> Result<BootItem, BootError> {
+    PhysRange::new(address, length)
+        .map(BootItem::Structure)
+        .map_err(|_| BootError::Wraps { address, length })
 }

@@ -5,7 +5,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::run::{Kind, Run};
-use super::{BootError, BootItem, Framebuffer, MAX_ENTRIES, Step, load, module};
+use super::{BootError, BootItem, Framebuffer, MAX_ENTRIES, Step, load, module, structure};
 use crate::ReadPhys;
 
 /// The head of the boot information and of each tag: in the first total size and zero, in the
@@ -44,6 +44,8 @@ const HEAD: u32 = size_of::<HeadRaw>() as u32;
 /// The tags that have not been read yet.
 #[derive(Clone, Debug)]
 pub(super) struct Tags {
+    /// The boot information, until that was said.
+    whole: Option<BootItem>,
     next: PhysAddr,
     /// Bytes of the boot information from `next` on.
     left: u32,
@@ -56,6 +58,7 @@ impl Tags {
         let length = head.first.get();
         let wrong = BootError::Length { address, length };
         Ok(Self {
+            whole: Some(structure(address, length.into())?),
             next: address.checked_add(HEAD.into()).ok_or(wrong)?,
             left: length
                 .checked_sub(HEAD)
@@ -67,6 +70,9 @@ impl Tags {
 
     /// What the next tag that is known says.
     pub(super) fn next(&mut self, memory: &impl ReadPhys) -> Option<Result<Step, BootError>> {
+        if let Some(whole) = self.whole.take() {
+            return Some(Ok(Step::Item(whole)));
+        }
         loop {
             // A loader that leaves the end tag out says by the total size where the tags end.
             if self.left < HEAD {
@@ -181,7 +187,7 @@ fn tag(
             }
         }
         // The RSDP of ACPI 1, and of 2 and later.
-        14 => BootItem::Rsdp(content(HEAD, 20)?),
+        14 => BootItem::RsdpV1(content(HEAD, 20)?),
         15 => BootItem::Rsdp(content(HEAD, 36)?),
         18 => BootItem::EfiBootServices,
         _ => return Ok(None),

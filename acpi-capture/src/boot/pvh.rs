@@ -5,7 +5,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::run::{Kind, PVH_MODULE, Run};
-use super::{BootError, BootItem, Step, given, load};
+use super::{BootError, BootItem, Step, given, load, structure};
 use crate::ReadPhys;
 use crate::memory::E820Entries;
 
@@ -34,7 +34,7 @@ const VERSION: u32 = 1;
 /// What of the start info was not said yet.
 #[derive(Clone, Debug)]
 pub(super) struct StartInfo {
-    steps: [Option<Step>; 4],
+    steps: [Option<Step>; 5],
 }
 
 impl StartInfo {
@@ -53,6 +53,7 @@ impl StartInfo {
                 needed: VERSION,
             });
         }
+        let structure = structure(address, size_of::<StartInfoRaw>() as u64)?;
         let list = |kind, at: U64, count: U32, size| {
             Some(Step::List(Run::of(
                 kind,
@@ -63,6 +64,7 @@ impl StartInfo {
         };
         Ok(Self {
             steps: [
+                Some(Step::Item(structure)),
                 given(raw.rsdp.get()).map(|at| Step::Item(BootItem::Rsdp(at))),
                 given(raw.command_line.get()).map(|at| Step::Item(BootItem::CommandLine(at))),
                 list(Kind::PvhModules, raw.module_list, raw.modules, PVH_MODULE),

@@ -24,6 +24,10 @@ fn module(start: u64, end: u64, command_line: Option<u64>) -> BootItem {
     }
 }
 
+fn structure(base: u64, length: u64) -> BootItem {
+    BootItem::Structure(range(base, base + length))
+}
+
 fn e820(base: u64, length: u64, kind: u32) -> Bytes {
     Bytes::new().u64(base).u64(length).u32(kind)
 }
@@ -71,6 +75,7 @@ fn pvh_says_where_everything_is() {
     assert_eq!(
         found,
         [
+            structure(START, 56),
             BootItem::Rsdp(PhysAddr(0xf_5a40)),
             BootItem::CommandLine(PhysAddr(0x8000)),
             module(0x10_0000, 0x10_2000, None),
@@ -127,7 +132,7 @@ fn a_list_ends_at_what_cannot_be_read_and_the_next_one_follows() {
     };
     let address = PhysAddr(0x7020);
     assert_eq!(
-        found[2..],
+        found[3..],
         [
             Err(wraps),
             Err(BootError::Unreadable { address }),
@@ -143,7 +148,7 @@ fn a_list_is_not_followed_for_ever() {
     all.put(START, start_info(1, 0, entries));
     all.put(0x9000, vec![0; 24 * entries as usize]);
     let found = pvh(&all).unwrap();
-    assert_eq!(found.len(), 2 + MAX_ENTRIES as usize + 1);
+    assert_eq!(found.len(), 3 + MAX_ENTRIES as usize + 1);
     let address = PhysAddr(0x9000 + 24 * u64::from(MAX_ENTRIES));
     assert_eq!(*found.last().unwrap(), Err(BootError::TooMany { address }));
 }
@@ -168,7 +173,9 @@ fn information(tags: &[Vec<u8>]) -> Vec<u8> {
 fn multiboot2(tags: &[Vec<u8>]) -> Found {
     let mut memory = Memory::default();
     memory.put(INFO, information(tags));
-    let items = BootItems::multiboot2(&memory, PhysAddr(INFO)).unwrap();
+    let mut items = BootItems::multiboot2(&memory, PhysAddr(INFO)).unwrap();
+    let whole = structure(INFO, memory.0[&INFO].len() as u64);
+    assert_eq!(items.next(), Some(Ok(whole)));
     items.collect()
 }
 
@@ -241,7 +248,7 @@ fn every_tag_that_is_known_is_understood() {
                 entry: PhysAddr(at(9) + 16),
                 is_64_bit: false
             },
-            BootItem::Rsdp(PhysAddr(at(10) + 8)),
+            BootItem::RsdpV1(PhysAddr(at(10) + 8)),
             BootItem::Rsdp(PhysAddr(at(11) + 8)),
             memory(0x20_0000, 0x20_1000, MemoryKind::Usable),
             memory(0x30_0000, 0x30_2000, MemoryKind::AcpiReclaimable),
@@ -300,7 +307,7 @@ fn tags_end_with_the_boot_information() {
     memory.put(INFO, Bytes::new().u32(17).u32(0).u32(1).u32(9).u8(0).0);
     let items = || BootItems::multiboot2(&memory, PhysAddr(INFO)).unwrap();
     let line = BootItem::CommandLine(PhysAddr(INFO + 16));
-    assert_eq!(items().collect::<Found>(), [Ok(line)]);
+    assert_eq!(items().skip(1).collect::<Found>(), [Ok(line)]);
     // Tags of no bytes, of too few, and of more than there are.
     for length in [0, 7, 17, u32::MAX] {
         let bytes = Bytes::new().u32(24).u32(0).u32(1).u32(length);
@@ -308,7 +315,7 @@ fn tags_end_with_the_boot_information() {
         memory.put(INFO, bytes.u64(0).0);
         let items = BootItems::multiboot2(&memory, PhysAddr(INFO)).unwrap();
         let wrong = BootError::Length { address, length };
-        assert_eq!(items.collect::<Found>(), [Err(wrong)]);
+        assert_eq!(items.skip(1).collect::<Found>(), [Err(wrong)]);
     }
     for length in [0, 7, 8, 15] {
         let mut memory = Memory::default();
@@ -400,6 +407,7 @@ fn linux_boot_parameters_are_read_to_the_end() {
     assert_eq!(
         found,
         [
+            structure(START, 4096),
             BootItem::Rsdp(PhysAddr(0x7fff_e014)),
             BootItem::CommandLine(PhysAddr(0x2_0002_0000)),
             module(0x1_3000_0000, 0x1_3000_4000, None),
@@ -431,7 +439,7 @@ fn what_no_uefi_loader_left_is_not_read_as_its_own() {
         (0x1e8, &[0]),
     ];
     all.put(START, boot_params(&fields));
-    assert_eq!(linux(&all), Ok(vec![]));
+    assert_eq!(linux(&all), Ok(vec![Ok(structure(START, 4096))]));
 }
 
 #[test]
@@ -467,7 +475,7 @@ fn boot_parameters_that_are_none_are_refused() {
 fn the_boot_parameters_have_room_for_128_entries_whatever_they_say() {
     let mut all = Memory::default();
     all.put(START, boot_params(&[(0x1e8, &[255])]));
-    assert_eq!(linux(&all).unwrap().len(), 128);
+    assert_eq!(linux(&all).unwrap().len(), 1 + 128);
 }
 
 #[test]
@@ -479,7 +487,7 @@ fn a_setup_data_that_is_wrong_is_reported_and_the_list_goes_on() {
     all.put(0x9000, setup_data(0xa000, 1, &e820(0, 0x1000, 1).0));
     let header = PhysAddr(0xa000);
     assert_eq!(
-        linux(&all).unwrap(),
+        linux(&all).unwrap()[1..],
         [
             Err(BootError::Length {
                 address: PhysAddr(0x8010),

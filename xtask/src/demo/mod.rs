@@ -14,7 +14,7 @@ use crate::build::{self, Images};
 use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
 use crate::holes;
-use crate::machine::{Files, Iommu, Machine, MachineOptions, TRACE_MMIO};
+use crate::machine::{BootPath, Files, Iommu, Machine, MachineOptions, TRACE_MMIO};
 use crate::paths;
 use crate::picture;
 use crate::report::{self, Report, RunInfo};
@@ -37,6 +37,9 @@ pub(crate) struct DemoOptions {
     /// Plug the devices when the first kernel asks for them, as is always done with amd-vi.
     #[arg(long)]
     pub(crate) plug: bool,
+    /// From power-on to the first kernel.
+    #[command(flatten)]
+    pub(crate) boot: BootPath,
     /// CPUs.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(4..=64))]
     pub(crate) cpus: u32,
@@ -62,6 +65,7 @@ pub(crate) fn run(options: &DemoOptions, toolchain: &Toolchain, screen: &Screen)
     if options.iommu == Iommu::None && !options.no_swap {
         bail!("without an IOMMU nothing is fenced: only --no-swap runs with --iommu none");
     }
+    options.boot.check()?;
     let recipes = if options.no_swap {
         &build::KERNELS[..1]
     } else {
@@ -212,6 +216,7 @@ fn start(
         MachineOptions::demo(&images.first, Some(&images.modules)).behind(options.iommu);
     machine.cpus = options.cpus;
     machine.memory_mib = options.memory;
+    machine.boot = options.boot;
     machine.plug |= options.plug;
     machine.trace.push(TRACE_MMIO.to_owned());
     Machine::start(&machine, directory, &watcher(screen, quiet))

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::Files;
+use super::boot::{self, BootPath, Loaded};
 use super::devices::{Device, Devices, Edu};
 use super::iommu::Iommu;
 
@@ -43,6 +44,8 @@ pub(crate) struct MachineOptions {
     pub(crate) cpu_model: String,
     /// Remapping hardware.
     pub(crate) iommu: Iommu,
+    /// From power-on to the first kernel.
+    pub(crate) boot: BootPath,
     /// Further properties of the remapping hardware, such as `,caching-mode=on`.
     pub(crate) iommu_properties: String,
     /// Devices below root ports are plugged when the first kernel asks for them, not there at start.
@@ -72,6 +75,7 @@ impl MachineOptions {
             memory_mib: 2048,
             cpu_model: "max".to_owned(),
             iommu: Iommu::VtD,
+            boot: BootPath::DIRECT,
             iommu_properties: String::new(),
             plug: false,
             edu: vec![Edu::Alone, Edu::Alone, Edu::Alone, Edu::Pair],
@@ -159,15 +163,14 @@ impl MachineOptions {
             line.pair("-trace", pattern);
         }
         line.one("-D").path(&files.trace());
-        line.one("-kernel").path(&self.kernel);
-        if let Some(modules) = &self.modules {
-            line.one("-initrd").path(modules);
-        }
         let plug = if self.plug { PLUG } else { "" };
         let append = format!("{} {plug}", self.append);
-        if !append.trim().is_empty() {
-            line.pair("-append", append.trim());
-        }
+        let loaded = Loaded {
+            kernel: &self.kernel,
+            modules: self.modules.as_deref(),
+            command_line: append.trim(),
+        };
+        line.0.extend(boot::arguments(self.boot, &loaded, files)?);
         line.0.extend(self.extra.iter().map(OsString::from));
         Ok(line.0)
     }
@@ -226,7 +229,7 @@ impl Line {
 }
 
 /// A path inside an option: a comma is doubled.
-fn escaped(path: &Path) -> String {
+pub(super) fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }
 

@@ -1,5 +1,6 @@
 //! The emulated machine: started, connected to and, however things end, stopped.
 
+mod boot;
 mod command_line;
 mod devices;
 mod iommu;
@@ -22,6 +23,7 @@ use handoff_abi::RequesterId;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
+pub(crate) use boot::{BootPath, Firmware, Loader};
 pub(crate) use command_line::{Counted, MachineOptions, TRACE_MMIO};
 pub(crate) use iommu::Iommu;
 
@@ -97,7 +99,10 @@ impl Files {
             self.directory.join("com1.log"),
             self.directory.join("com2.log"),
             self.directory.join("disk.img"),
-        ] {
+        ]
+        .into_iter()
+        .chain(self.for_booting())
+        {
             // What is not there need not be removed.
             let _ = fs::remove_file(file);
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use super::Tool;
 use super::toolchain::{distribution_missing, has_target};
 use crate::process::{Run, find};
 
@@ -27,6 +28,8 @@ pub(crate) enum Privilege {
 pub(crate) struct Facts {
     /// `qemu-system-x86_64` is there.
     pub(crate) qemu: bool,
+    /// What is not there of what was asked for.
+    pub(crate) tools_missing: Vec<Tool>,
     /// The compiler in use has core for the kernels' target.
     pub(crate) target: bool,
     /// rustup is there.
@@ -43,9 +46,14 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Finds them. Quick: it runs `rustc` once and reads no network.
-    pub(crate) fn find() -> Result<Self> {
+    pub(crate) fn find(tools: &[Tool]) -> Result<Self> {
         Ok(Self {
             qemu: find("qemu-system-x86_64").is_some(),
+            tools_missing: tools
+                .iter()
+                .copied()
+                .filter(|tool| !tool.is_there())
+                .collect(),
             target: has_target(Path::new("rustc")),
             rustup: find("rustup").is_some(),
             rustup_failed: false,

@@ -44,6 +44,15 @@ pub(crate) struct SetupOptions {
     pub(crate) no_install: bool,
 }
 
+/// Something that only some machines are built with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tool {
+    /// GRUB, and what it makes disks with.
+    Grub,
+    /// UEFI for the emulator.
+    Ovmf,
+}
+
 /// One thing to install.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -81,6 +90,7 @@ fn next(facts: &Facts, options: &SetupOptions) -> std::result::Result<Option<Act
     if !facts.qemu {
         packages.push("qemu-system-x86");
     }
+    packages.extend(facts.tools_missing.iter().flat_map(|tool| tool.packages()));
     let from_rustup = match options.toolchain {
         Source::Rustup => true,
         Source::Distribution => false,
@@ -116,10 +126,10 @@ fn next(facts: &Facts, options: &SetupOptions) -> std::result::Result<Option<Act
     Ok(None)
 }
 
-/// Installs what is missing and returns the toolchain to build kernels with.
-pub(crate) fn run(options: &SetupOptions, screen: &Screen) -> Result<Toolchain> {
+/// Installs what is missing, `tools` among it, and returns the toolchain to build kernels with.
+pub(crate) fn run(options: &SetupOptions, tools: &[Tool], screen: &Screen) -> Result<Toolchain> {
     let step = screen.step("Set-up");
-    let mut facts = Facts::find()?;
+    let mut facts = Facts::find(tools)?;
     let mut installed = Vec::new();
     loop {
         match next(&facts, options) {
@@ -149,7 +159,7 @@ pub(crate) fn run(options: &SetupOptions, screen: &Screen) -> Result<Toolchain> 
                 installed.push(action);
                 facts = Facts {
                     rustup_failed: facts.rustup_failed,
-                    ..Facts::find()?
+                    ..Facts::find(tools)?
                 };
             }
             Err(Obstacle::NotAllowed(action)) => {
@@ -182,11 +192,12 @@ pub(crate) fn run(options: &SetupOptions, screen: &Screen) -> Result<Toolchain> 
 #[cfg(test)]
 mod tests {
     use super::facts::{Facts, Privilege};
-    use super::{Action, Obstacle, SetupOptions, Source, next};
+    use super::{Action, Obstacle, SetupOptions, Source, Tool, next};
 
     fn complete() -> Facts {
         Facts {
             qemu: true,
+            tools_missing: Vec::new(),
             target: true,
             rustup: true,
             rustup_failed: false,
@@ -218,6 +229,18 @@ mod tests {
             next(&facts, &options(Source::Auto, false)),
             Ok(Some(Action::Packages(vec!["qemu-system-x86"])))
         );
+    }
+
+    #[test]
+    fn what_only_some_machines_need_is_installed_for_these() {
+        let facts = Facts {
+            tools_missing: vec![Tool::Grub, Tool::Ovmf],
+            ..complete()
+        };
+        let Ok(Some(Action::Packages(names))) = next(&facts, &options(Source::Auto, false)) else {
+            panic!("packages are missing");
+        };
+        assert!(names.contains(&"grub-pc-bin") && names.contains(&"ovmf"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 
 use crate::build;
 use crate::paths;
-use crate::setup::Toolchain;
+use crate::setup::{Tool, Toolchain};
 use crate::ui::Screen;
 
 /// What is to be tested.
@@ -80,7 +80,22 @@ impl Tally {
     }
 }
 
-/// Lists or runs them.
+/// What has to be there for the scenarios that are wanted, beside what every one needs.
+pub(crate) fn tools(options: &TestOptions) -> Vec<Tool> {
+    let mut tools = Vec::new();
+    for scenario in scenarios::ALL {
+        if options.wants(scenario.name, scenario.long) {
+            for tool in scenario.boot.tools() {
+                if !tools.contains(&tool) {
+                    tools.push(tool);
+                }
+            }
+        }
+    }
+    tools
+}
+
+/// Runs them.
 pub(crate) fn run(options: &TestOptions, toolchain: &Toolchain, screen: &Screen) -> Result<()> {
     let begun = Instant::now();
     let mut tally = Tally::default();

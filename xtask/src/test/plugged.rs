@@ -6,19 +6,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use handoff_abi::RequesterId;
 
-use super::scenarios::{Context, unharmed};
-use crate::session::{Manner, nanoseconds};
+use super::scenarios::{Context, swap_once};
+use crate::session::nanoseconds;
 
 /// The machine that AMD-Vi needs, with the hardware that does not: so the plugging alone is tried.
 pub(super) fn plugged_devices(context: &Context) -> Result<()> {
     let mut options = context.machine();
     options.plug = true;
-    let mut session = context.boot("machine", &options, 10)?;
-    session.launch("beta.elf")?;
-    session.attack()?;
-    session.hand_over(Manner::Retire, false)?;
-    session.reclaim()?;
-    unharmed(session).map(drop)
+    swap_once(context, &options)
 }
 
 /// The emulated AMD-Vi takes a function for one on bus 0 that is plugged before its bus has a number.

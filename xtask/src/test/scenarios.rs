@@ -13,7 +13,9 @@ use crate::build::{Broken, Images, elf};
 use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
 use crate::holes;
-use crate::machine::{Iommu, Machine, MachineOptions, TRACE_MMIO, kill_all};
+use crate::machine::{
+    BootPath, Firmware, Iommu, Loader, Machine, MachineOptions, TRACE_MMIO, kill_all,
+};
 use crate::paths;
 use crate::report::{self, Owned, Report};
 use crate::session::owners::phases;
@@ -30,6 +32,8 @@ pub(super) struct Scenario {
     pub(super) long: bool,
     /// The remapping hardware of its machines.
     iommu: Iommu,
+    /// From power-on to the first kernel.
+    pub(super) boot: BootPath,
     /// The longest it may take, in seconds.
     limit: u64,
     work: fn(&Context) -> Result<()>,
@@ -43,6 +47,18 @@ const HANGS: &[&str] = &[
     "deaf:hang",
 ];
 
+/// GRUB, started by a PC BIOS.
+const GRUB: BootPath = BootPath {
+    firmware: Firmware::SeaBios,
+    loader: Loader::Multiboot2,
+};
+
+/// GRUB, started by UEFI.
+const UEFI_GRUB: BootPath = BootPath {
+    firmware: Firmware::Ovmf,
+    loader: Loader::Multiboot2,
+};
+
 /// All of them.
 pub(super) const ALL: &[Scenario] = &[
     Scenario {
@@ -50,6 +66,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "the first kernel boots, fences and serves",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: serve,
     },
@@ -58,6 +75,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "without an IOMMU the first kernel serves as well, and can give nothing away",
         long: false,
         iommu: Iommu::None,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: serve_unfenced,
     },
@@ -66,6 +84,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "the minimal embedding hands its workload over and has both processors at the end",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: minimal,
     },
@@ -74,6 +93,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "plans that cannot be are refused with a reason, and nothing is touched",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: bad_plans,
     },
@@ -82,6 +102,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "threads, features, microcode and interrupt lines of the machine decide over plans",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 90,
         work: super::facts::machine_facts,
     },
@@ -90,6 +111,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "nonsense in a queue is told once, and in the status",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: super::queue::queue_nonsense,
     },
@@ -98,6 +120,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a workload that names foreign registers is not adopted, and the service goes on",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 90,
         work: super::queue::foreign_registers,
     },
@@ -106,6 +129,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "broken images are refused and the service goes on",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 90,
         work: bad_images,
     },
@@ -114,6 +138,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a handoff that is wrong in any field is refused by name, and everything is taken back",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 180,
         work: super::handoffs::bad_handoffs,
     },
@@ -122,6 +147,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a kernel in C, written from the header alone, takes over, serves and owns the machine",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 120,
         work: super::delta::c_kernel,
     },
@@ -130,14 +156,43 @@ pub(super) const ALL: &[Scenario] = &[
         about: "what the emulator does not enforce is what is known of it, and nothing more",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: known_holes,
+    },
+    Scenario {
+        name: "multiboot2",
+        about: "the same first kernel, loaded by GRUB from a disk, hands over to another",
+        long: false,
+        iommu: Iommu::VtD,
+        boot: GRUB,
+        limit: 120,
+        work: one_swap,
+    },
+    Scenario {
+        name: "uefi-multiboot2",
+        about: "the same on a machine with UEFI",
+        long: true,
+        iommu: Iommu::VtD,
+        boot: UEFI_GRUB,
+        limit: 240,
+        work: one_swap,
+    },
+    Scenario {
+        name: "amd-uefi-multiboot2",
+        about: "the same with UEFI and AMD-Vi",
+        long: true,
+        iommu: Iommu::AmdVi,
+        boot: UEFI_GRUB,
+        limit: 240,
+        work: one_swap,
     },
     Scenario {
         name: "chain",
         about: "three swaps in one power-on, back to the first binary",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 180,
         work: chain,
     },
@@ -146,6 +201,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a kernel that drives its unit itself fences with it, and hands it over as Baton's",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 180,
         work: super::host::host_managed,
     },
@@ -154,6 +210,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "the old kernel stays as standby and takes the service back",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 120,
         work: stay,
     },
@@ -162,6 +219,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a second of service after a swap executes nothing of the libraries",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 120,
         work: no_library_in_service,
     },
@@ -170,6 +228,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a successor that hangs is stopped and everything is taken back",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 180,
         work: |context| misbehaves(context, HANGS),
     },
@@ -178,6 +237,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a successor that loops wildly is stopped and everything is taken back",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 180,
         work: |context| misbehaves(context, &["entered:loop", "ready:loop"]),
     },
@@ -186,6 +246,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a successor that gives up leaves everything behind",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 120,
         work: |context| misbehaves(context, &["negotiated:exit"]),
     },
@@ -194,6 +255,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a successor that wakes up too late finds itself stopped",
         long: true,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 300,
         work: |context| {
             misbehaves(context, &["entered:slow", "negotiated:slow"])?;
@@ -205,6 +267,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "every way to go wrong at every state of the protocol",
         long: true,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 1800,
         work: |context| {
             let mut faults = Vec::new();
@@ -222,6 +285,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "twenty chains of three swaps with different seeds",
         long: true,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 3600,
         work: twenty_chains,
     },
@@ -230,6 +294,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "a device that makes faults without end is silenced and loses its bus mastering",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 90,
         work: fault_storm,
     },
@@ -238,6 +303,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "devices that come when the first kernel asks for them are fenced like any other",
         long: true,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 120,
         work: super::plugged::plugged_devices,
     },
@@ -246,6 +312,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "the first kernel asks for its devices, fences by AMD-Vi and serves",
         long: true,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: serve,
     },
@@ -254,6 +321,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "every function behind AMD-Vi obeys the entry of its own requester id",
         long: false,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: super::plugged::requesters,
     },
@@ -262,6 +330,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "three swaps behind AMD-Vi, with every attack, back to the first binary",
         long: false,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 240,
         work: chain,
     },
@@ -270,6 +339,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "behind AMD-Vi the old kernel stays as standby and takes the service back",
         long: true,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 120,
         work: stay,
     },
@@ -278,6 +348,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "behind AMD-Vi plans that cannot be are refused with the same reasons",
         long: true,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: bad_plans,
     },
@@ -286,6 +357,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "behind AMD-Vi handoffs that are wrong are refused and all is taken back",
         long: true,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 180,
         work: super::handoffs::bad_handoffs,
     },
@@ -294,6 +366,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "what the emulated AMD-Vi does not enforce is what is known of it",
         long: false,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 60,
         work: known_holes,
     },
@@ -302,6 +375,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "behind AMD-Vi a successor that hangs is stopped and undone",
         long: true,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 180,
         work: |context| misbehaves(context, HANGS),
     },
@@ -310,6 +384,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "twenty chains of three swaps behind AMD-Vi with different seeds",
         long: true,
         iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
         limit: 3600,
         work: twenty_chains,
     },
@@ -329,6 +404,7 @@ impl Scenario {
         }
         let context = Context {
             iommu: self.iommu,
+            boot: self.boot,
             images: images.clone(),
             directory: directory.clone(),
             screen: screen.clone(),
@@ -370,6 +446,7 @@ impl Scenario {
 /// What a scenario has to work with.
 pub(super) struct Context {
     pub(super) iommu: Iommu,
+    boot: BootPath,
     images: Images,
     pub(super) directory: PathBuf,
     screen: Screen,
@@ -380,6 +457,7 @@ impl Context {
     pub(super) fn machine(&self) -> MachineOptions {
         let options = MachineOptions::demo(&self.images.first, Some(&self.images.modules));
         let mut options = options.behind(self.iommu);
+        options.boot = self.boot;
         options.trace.push(TRACE_MMIO.to_owned());
         options
     }
@@ -591,6 +669,20 @@ pub(super) fn difference(before: &[Owned], after: &[Owned]) -> String {
         only(before, after),
         only(after, before)
     )
+}
+
+fn one_swap(context: &Context) -> Result<()> {
+    swap_once(context, &context.machine())
+}
+
+/// One swap with every attack.
+pub(super) fn swap_once(context: &Context, options: &MachineOptions) -> Result<()> {
+    let mut session = context.boot("machine", options, 10)?;
+    session.launch("beta.elf")?;
+    session.attack()?;
+    session.hand_over(Manner::Retire, false)?;
+    session.reclaim()?;
+    unharmed(session).map(drop)
 }
 
 fn chain(context: &Context) -> Result<()> {

@@ -1,12 +1,13 @@
-//! The two entry stubs and the symbols of the linker script.
+//! The entry stubs and the symbols of the linker script.
 
 use core::arch::global_asm;
 
-use super::{Image, PVH_OFFSET};
+use super::{Image, LOAD_OFFSET};
 
 // PVH enters in 32-bit protected mode, paging off, with EBX at the start info (Xen, "x86/HVM direct
-// boot ABI"). The stub fills page tables that map the first 4 GiB at their physical addresses and
-// the first 2 GiB at PVH_OFFSET as well, and goes on in 64-bit mode at the link address. The code is
+// boot ABI"), and so does Multiboot2 with EBX at its boot information and EAX telling that it is that
+// (Multiboot2 Specification 2.0, section 3.2). The stub fills page tables that map the first 4 GiB at their physical addresses and
+// the first 2 GiB at LOAD_OFFSET as well, and goes on in 64-bit mode at the link address. The code is
 // linked high and runs low until then, hence `- {offset}`; the sum wraps to the physical address.
 global_asm!(
     r#"
@@ -17,6 +18,23 @@ global_asm!(
     .long 18
     .asciz "Xen"
     .quad pvh_start - {offset}
+    .popsection
+
+    // Magic, i386, length, checksum; the entry, by its physical address; the end.
+    .pushsection .multiboot2, "a"
+    .balign 8
+multiboot2_header:
+    .long 0xe85250d6
+    .long 0
+    .long multiboot2_header_end - multiboot2_header
+    .long 0x100000000 - 0xe85250d6 - (multiboot2_header_end - multiboot2_header)
+    .word 3, 0
+    .long 12
+    .long multiboot2_start - {offset}
+    .balign 8
+    .word 0, 0
+    .long 8
+multiboot2_header_end:
     .popsection
 
     .pushsection .bss.boot_tables, "aw", @nobits
@@ -46,8 +64,11 @@ boot_gdt_pointer:
     .code32
     .global pvh_start
 pvh_start:
+    xorl %eax, %eax
+multiboot2_start:
     cli
     cld
+    movl %eax, %ebp
     movl %ebx, %esi
     movl $(boot_stack_top - {offset}), %esp
 
@@ -109,6 +130,7 @@ pvh_start:
     movl %eax, %fs
     movl %eax, %gs
     movabsq $boot_stack_top, %rsp
+    movl %ebp, %edx
     xorl %ebp, %ebp
     movl %esi, %esi
     xorl %edi, %edi
@@ -128,7 +150,7 @@ _successor_start:
     ud2
     .popsection
     "#,
-    offset = const PVH_OFFSET,
+    offset = const LOAD_OFFSET,
     options(att_syntax)
 );
 

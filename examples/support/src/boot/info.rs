@@ -1,98 +1,164 @@
-//! What PVH says at entry: memory map, modules, command line, RSDP.
+//! What the boot loader says at entry, copied out: memory map, modules, command line, firmware's tables.
 
+use core::fmt;
+
+use acpi_capture::boot::{BootError, BootItem, BootItems, MULTIBOOT2_MAGIC};
+use acpi_capture::memory::{MapError, MemoryKind, MemoryMap, MemoryRegion};
+use acpi_capture::{ReadPhys, SmbiosSource};
 use handoff_abi::{PhysAddr, PhysRange};
 use heapless::Vec;
 
-/// `XEN_HVM_START_MAGIC_VALUE`.
-const MAGIC: u32 = 0x336e_c578;
-/// Lists longer than this are cut off, and [`BootInfo::truncated`] says so.
-const MAX_ENTRIES: usize = 64;
+const MAX_REGIONS: usize = 128;
 const MAX_MODULES: usize = 4;
 const MAX_COMMAND_LINE: usize = 1024;
 
-/// A file the boot loader put into memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Module {
-    /// Its bytes.
-    pub range: PhysRange,
-}
-
-/// The start info (Xen, "x86/HVM direct boot ABI", `hvm_start_info`), copied out.
+/// What the boot loader says.
 #[derive(Clone, Debug)]
 pub struct BootInfo {
-    /// The memory map: range and type, as in ACPI 6.5, table 15.5 (1 is usable).
-    pub memory: Vec<(PhysRange, u32), MAX_ENTRIES>,
+    map: MemoryMap<MAX_REGIONS>,
     /// The modules.
-    pub modules: Vec<Module, MAX_MODULES>,
+    pub modules: Vec<PhysRange, MAX_MODULES>,
     /// Where the RSDP is.
     pub rsdp: PhysAddr,
+    /// Where SMBIOS is to be looked for.
+    pub smbios: SmbiosSource,
+    /// The boot loader's structure, in which the RSDP may lie.
+    pub structure: PhysRange,
     command_line: Vec<u8, MAX_COMMAND_LINE>,
-    /// Whether there was more than this structure has room for.
-    pub truncated: bool,
+}
+
+/// Why a kernel does not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoBootInfo {
+    /// The kernel was entered by a boot loader, and this is not what Multiboot2 has in EAX.
+    Loader(u32),
+    /// The boot loader's structure is wrong.
+    Boot(BootError),
+    /// There are too many regions.
+    Map(MapError),
+    /// There are too many modules.
+    Modules,
+    /// The command line is too long.
+    CommandLine,
+    /// There is no RSDP.
+    NoRsdp,
+}
+
+impl fmt::Display for NoBootInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loader(magic) => write!(f, "no boot loader has {magic:#x} in EAX"),
+            Self::Boot(error) => fmt::Display::fmt(error, f),
+            Self::Map(error) => fmt::Display::fmt(error, f),
+            Self::Modules => write!(f, "there are more than {MAX_MODULES} modules"),
+            Self::CommandLine => {
+                write!(f, "the command line has more than {MAX_COMMAND_LINE} bytes")
+            }
+            Self::NoRsdp => f.write_str("the boot loader names no RSDP"),
+        }
+    }
+}
+
+impl From<BootError> for NoBootInfo {
+    fn from(error: BootError) -> Self {
+        Self::Boot(error)
+    }
+}
+
+/// Memory below 4 GiB, which the boot tables map.
+#[derive(Clone, Copy)]
+struct Low;
+
+impl ReadPhys for Low {
+    type Error = ();
+
+    fn read(&self, at: PhysAddr, into: &mut [u8]) -> Result<(), ()> {
+        let end = at.checked_add(into.len() as u64).ok_or(())?;
+        if at.0 == 0 || end.0 > 1 << 32 {
+            return Err(());
+        }
+        for (address, byte) in (at.0..).zip(into) {
+            let pointer = core::ptr::with_exposed_provenance::<u8>(address as usize);
+            // SAFETY: `BootInfo::read`'s caller says that all of it is mapped; nobody else runs, and
+            // any byte is a byte.
+            *byte = unsafe { pointer.read_volatile() };
+        }
+        Ok(())
+    }
 }
 
 impl BootInfo {
-    /// Copies it out; `None` where there is no valid start info of version 1.
+    /// Copies it out.
+    ///
+    /// # Errors
+    /// Where it is not one that can be understood, or says more than there is room for.
     ///
     /// # Safety
-    /// The first 4 GiB are mapped at their physical addresses, and `start_info` is what PVH passed.
-    #[must_use]
-    pub unsafe fn read(start_info: PhysAddr) -> Option<Self> {
-        let word = |offset: u64| {
-            // SAFETY: the caller says that the start info is there and mapped.
-            unsafe { load::<u32>(start_info.0 + offset) }
-        };
-        let long = |offset: u64| {
-            // SAFETY: as above; version 1 of the structure is 56 bytes long.
-            unsafe { load::<u64>(start_info.0 + offset) }
-        };
-        if start_info.0 == 0 || word(0) != MAGIC || word(4) < 1 {
-            return None;
-        }
+    /// The first 4 GiB are mapped at their physical addresses.
+    pub unsafe fn read(loader: u32, information: PhysAddr) -> Result<Self, NoBootInfo> {
+        let items = match loader {
+            0 => BootItems::pvh(Low, information),
+            MULTIBOOT2_MAGIC => BootItems::multiboot2(Low, information),
+            other => return Err(NoBootInfo::Loader(other)),
+        }?;
+        let nothing = PhysRange::from_bounds(PhysAddr(0), PhysAddr(0));
         let mut info = Self {
-            memory: Vec::new(),
+            map: MemoryMap::new(),
             modules: Vec::new(),
-            rsdp: PhysAddr(long(32)),
+            rsdp: PhysAddr(0),
+            smbios: SmbiosSource::Scan,
+            structure: nothing,
             command_line: Vec::new(),
-            truncated: false,
         };
-        let (modules, list) = (word(12), long(16));
-        for index in 0..u64::from(modules) {
-            let at = list + index * 32;
-            // SAFETY: the list has as many entries of 32 bytes as the start info says.
-            let base = unsafe { load::<u64>(at) };
-            // SAFETY: as above.
-            let size = unsafe { load::<u64>(at + 8) };
-            let range = PhysRange::new(PhysAddr(base), size).ok()?;
-            info.truncated |= info.modules.push(Module { range }).is_err();
-        }
-        let (map, entries) = (long(40), word(48));
-        for index in 0..u64::from(entries) {
-            let at = map + index * 24;
-            // SAFETY: the map has as many entries of 24 bytes as the start info says.
-            let base = unsafe { load::<u64>(at) };
-            // SAFETY: as above.
-            let size = unsafe { load::<u64>(at + 8) };
-            // SAFETY: as above.
-            let kind = unsafe { load::<u32>(at + 16) };
-            let range = PhysRange::new(PhysAddr(base), size).ok()?;
-            info.truncated |= info.memory.push((range, kind)).is_err();
-        }
-        let line = long(24);
-        if line != 0 {
-            for offset in 0.. {
-                // SAFETY: the command line ends with a zero, which has not been read yet.
-                let byte = unsafe { load::<u8>(line + offset) };
-                if byte == 0 {
-                    break;
+        let (mut rsdp, mut rsdp_v1) = (None, None);
+        let (mut entry_32, mut entry_64) = (None, None);
+        for item in items {
+            match item? {
+                BootItem::Memory(region) => info.map.insert(region).map_err(NoBootInfo::Map)?,
+                BootItem::Module { range, .. } => {
+                    let pushed = info.modules.push(range);
+                    pushed.map_err(|_| NoBootInfo::Modules)?;
                 }
-                if info.command_line.push(byte).is_err() {
-                    info.truncated = true;
-                    break;
+                BootItem::CommandLine(at) => info.copy_command_line(at)?,
+                BootItem::Rsdp(at) => rsdp = Some(at),
+                BootItem::RsdpV1(at) => rsdp_v1 = Some(at),
+                BootItem::Smbios { entry, is_64_bit } => {
+                    *(if is_64_bit {
+                        &mut entry_64
+                    } else {
+                        &mut entry_32
+                    }) = Some(entry);
                 }
+                BootItem::Structure(range) => info.structure = range,
+                _ => {}
             }
         }
-        Some(info)
+        if entry_32.or(entry_64).is_some() {
+            info.smbios = SmbiosSource::At { entry_32, entry_64 };
+        }
+        info.rsdp = rsdp.or(rsdp_v1).ok_or(NoBootInfo::NoRsdp)?;
+        Ok(info)
+    }
+
+    fn copy_command_line(&mut self, from: PhysAddr) -> Result<(), NoBootInfo> {
+        for offset in 0.. {
+            let address = PhysAddr(from.0 + offset);
+            let mut byte = [0];
+            let read = Low.read(address, &mut byte);
+            read.map_err(|()| BootError::Unreadable { address })?;
+            if byte == [0] {
+                break;
+            }
+            let pushed = self.command_line.push(byte[0]);
+            pushed.map_err(|_| NoBootInfo::CommandLine)?;
+        }
+        Ok(())
+    }
+
+    /// The memory map.
+    #[must_use]
+    pub fn memory(&self) -> &[MemoryRegion] {
+        self.map.regions()
     }
 
     /// The command line, or as much of it as is UTF-8.
@@ -106,27 +172,11 @@ impl BootInfo {
         }
     }
 
-    /// What follows `key=` in the command line.
-    #[must_use]
-    pub fn option(&self, key: &str) -> Option<&str> {
-        self.command_line()
-            .split_ascii_whitespace()
-            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-    }
-
     /// The ranges of usable memory.
     pub fn usable(&self) -> impl Iterator<Item = PhysRange> + '_ {
-        self.memory
+        self.memory()
             .iter()
-            .filter(|&&(_, kind)| kind == 1)
-            .map(|&(range, _)| range)
+            .filter(|region| region.kind == MemoryKind::Usable)
+            .map(|region| region.range)
     }
-}
-
-/// # Safety
-/// `address` is mapped, readable, and every bit pattern is a `T`.
-unsafe fn load<T: Copy>(address: u64) -> T {
-    let pointer = core::ptr::with_exposed_provenance::<T>(address as usize);
-    // SAFETY: the caller's promise.
-    unsafe { pointer.read_unaligned() }
 }

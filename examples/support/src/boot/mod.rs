@@ -1,27 +1,29 @@
-//! How a kernel comes into being: through PVH on the first processor of a fresh machine, or entered
-//! in 64-bit mode as a successor.
+//! How a kernel comes into being: through PVH or Multiboot2 on the first processor of a fresh machine,
+//! or entered in 64-bit mode as a successor.
 
 mod arch;
 mod info;
 mod note;
 
-pub use info::{BootInfo, Module};
+pub use info::{BootInfo, NoBootInfo};
 pub use note::BatonNote;
 
 use handoff_abi::PhysAddr;
 
-/// Link address less physical address of an image that came through PVH.
-pub const PVH_OFFSET: u64 = 0xffff_ffff_8000_0000;
+/// Link address less physical address of an image that a boot loader loaded.
+pub const LOAD_OFFSET: u64 = 0xffff_ffff_8000_0000;
 
 /// How the kernel was entered. In both cases interrupts are off, the stack is the image's boot
 /// stack, and page tables of somebody else's are in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Through the PVH note. The first 4 GiB are mapped at their physical addresses and the
-    /// image at its link address.
-    Pvh {
-        /// Where the start info is.
-        start_info: PhysAddr,
+    /// By a boot loader. The first 4 GiB are mapped at their physical addresses and the image at
+    /// its link address.
+    Loaded {
+        /// What Multiboot2 has in EAX; zero through the PVH note.
+        loader: u32,
+        /// Where the start info of PVH, or the boot information of Multiboot2 is.
+        information: PhysAddr,
     },
     /// At `_successor_start`.
     Successor {
@@ -69,14 +71,18 @@ impl Image {
 macro_rules! entry {
     ($main:path) => {
         #[unsafe(no_mangle)]
-        extern "C" fn kernel_entry(kind: u64, argument: u64, receipt: u64) -> ! {
+        extern "C" fn kernel_entry(kind: u64, argument: u64, other: u64) -> ! {
             let main: fn($crate::boot::Entry) -> ! = $main;
             main(if kind == 0 {
-                $crate::boot::Entry::Pvh {
-                    start_info: $crate::PhysAddr(argument),
+                $crate::boot::Entry::Loaded {
+                    loader: other as u32,
+                    information: $crate::PhysAddr(argument),
                 }
             } else {
-                $crate::boot::Entry::Successor { argument, receipt }
+                $crate::boot::Entry::Successor {
+                    argument,
+                    receipt: other,
+                }
             })
         }
     };

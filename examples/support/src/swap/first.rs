@@ -3,7 +3,8 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use acpi_capture::{Capture, CaptureRequest, ReadPhys, SmbiosSource, capture};
+use acpi_capture::memory::{MemoryKind, MemoryRegion};
+use acpi_capture::{Capture, CaptureRequest, ReadPhys, capture};
 use handoff_abi::{
     ApicId, Console, Exchange, FRAME_SIZE, InterruptHandle, InterruptTarget, Ledger, Owner,
     PartitionId, PciFunction, PhysAddr, PhysRange, UnitKind, Workload as WorkloadRecord,
@@ -32,7 +33,7 @@ use super::misbehave::Misbehaviour;
 use super::processors::{self, Role};
 use super::remapping::{Remapping, arena_length, vendor};
 use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, plug, serving, work};
-use crate::boot::{BootInfo, Image, PVH_OFFSET};
+use crate::boot::{BootInfo, Image, LOAD_OFFSET};
 use crate::memory::Carver;
 use crate::paging::Access;
 use crate::{apic, clock, mmio, pci, println};
@@ -50,7 +51,7 @@ const FOUR_GIB: u64 = 1 << 32;
 const HOST_POOL: u64 = 2 << 20;
 
 /// Reads firmware's tables through the window.
-struct Window<'a>(&'a [(PhysRange, u32)]);
+struct Window<'a>(&'a BootInfo);
 
 impl ReadPhys for Window<'_> {
     type Error = PhysAddr;
@@ -58,10 +59,11 @@ impl ReadPhys for Window<'_> {
     fn read(&self, at: PhysAddr, into: &mut [u8]) -> Result<(), PhysAddr> {
         for (offset, byte) in (0_u64..).zip(into) {
             let address = at.checked_add(offset).ok_or(at)?;
-            if !self.0.iter().any(|(range, _)| range.contains(address)) {
+            let mut known = self.0.memory().iter();
+            if !known.any(|region| region.range.contains(address)) {
                 return Err(address);
             }
-            // SAFETY: the window maps all ranges of the list.
+            // SAFETY: the window maps all regions of the map.
             *byte = unsafe { mmio::pointer(address).read_volatile() };
         }
         Ok(())
@@ -84,16 +86,17 @@ unsafe fn bytes_at(range: PhysRange) -> &'static mut [u8] {
 /// Where the machine is not one that can be shared; the sentence says why.
 ///
 /// # Safety
-/// Called once, from the PVH entry, with what PVH passed.
+/// Called once, from the entry, with what the boot loader passed.
 pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failure> {
     let image = Image::own();
-    let physical = PhysAddr(image.start - PVH_OFFSET);
-    let image_range = PhysRange::from_bounds(physical, PhysAddr(image.end - PVH_OFFSET));
+    let physical = PhysAddr(image.start - LOAD_OFFSET);
+    let image_range = PhysRange::from_bounds(physical, PhysAddr(image.end - LOAD_OFFSET));
     let mut free = Carver::new();
     info.usable().for_each(|range| free.add(range));
     free.reserve(image_range);
-    for module in &info.modules {
-        free.reserve(module.range);
+    free.reserve(info.structure);
+    for &module in &info.modules {
+        free.reserve(module);
     }
     // How large the baton is depends on the machine. So firmware is captured first, and what was
     // captured is carried into the baton.
@@ -102,8 +105,8 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
         .ok_or_else(|| failure!("no room for firmware's tables"))?;
     // SAFETY: just taken out of free memory, which the boot tables map, and it holds bytes.
     let buffer = unsafe { bytes_at(kept) };
-    let request = CaptureRequest::new(info.rsdp, SmbiosSource::Scan);
-    let summary = capture(&Window(&info.memory), &request, buffer)?;
+    let request = CaptureRequest::new(info.rsdp, info.smbios);
+    let summary = capture(&Window(info), &request, buffer)?;
     let sizes = Sizes {
         handoff: 64 << 10,
         capture: CAPTURE,
@@ -123,12 +126,11 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     for &range in free.free() {
         let _ = start.free.push(range);
     }
-    for &(range, kind) in &info.memory {
+    for &MemoryRegion { range, kind } in info.memory() {
         // Firmware's own, and registers: SeaBIOS keeps the ACPI tables in such a range.
-        let access = if matches!(kind, 1 | 3 | 4) {
-            Access::Data
-        } else {
-            Access::Device
+        let access = match kind {
+            MemoryKind::Usable | MemoryKind::AcpiReclaimable | MemoryKind::AcpiNvs => Access::Data,
+            _ => Access::Device,
         };
         if range.end().0 <= FOUR_GIB {
             let _ = start.window.push((range, access));
@@ -136,12 +138,12 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     }
     let _ = start.identity.push(page_of(TRAMPOLINE));
     let _ = start.identity.push(baton.park);
-    // SAFETY: firmware's memory map says what is free; the image lies where PVH put it.
+    // SAFETY: firmware's memory map says what is free; the image lies where it was loaded.
     let footing = unsafe { bring_up(config, physical, &start) }?;
     // SAFETY: every PC has the two 8259s, and nobody else runs yet.
     unsafe { apic::mask_8259() };
-    for (range, kind) in &info.memory {
-        println!("memory {range} type {kind}");
+    for MemoryRegion { range, kind } in info.memory() {
+        println!("memory {range}: {kind}");
     }
 
     // From here on what was captured is read only from the baton.
@@ -180,9 +182,8 @@ pub unsafe fn boot(config: &'static Config, info: &BootInfo) -> Result<(), Failu
     let modules = info
         .modules
         .first()
-        .map_or(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)), |module| {
-            module.range
-        });
+        .copied()
+        .unwrap_or(PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)));
     let mut kernel = Kernel {
         config,
         me: FIRST,
@@ -285,8 +286,12 @@ fn fill_ledger(
     for cpu in madt.processors() {
         steward.add(resource::CPU, cpu.apic_id.0.into(), 1, me)?;
     }
-    for &(range, kind) in &info.memory {
-        let owner = if kind == 1 { me } else { Owner::Firmware };
+    for &MemoryRegion { range, kind } in info.memory() {
+        let owner = if kind == MemoryKind::Usable {
+            me
+        } else {
+            Owner::Firmware
+        };
         steward.add(resource::MEMORY, range.base().0, range.length(), owner)?;
     }
     let parts = baton

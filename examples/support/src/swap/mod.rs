@@ -57,8 +57,11 @@ pub const fn domain_of(partition: PartitionId) -> DomainId {
 
 /// A kernel's life, from its entry on.
 pub fn run(entry: Entry, config: &'static Config) -> ! {
-    let start_info = match entry {
-        Entry::Pvh { start_info } => start_info,
+    let (loader, information) = match entry {
+        Entry::Loaded {
+            loader,
+            information,
+        } => (loader, information),
         // SAFETY: this is the entry, on the successor's first processor.
         Entry::Successor { argument, receipt } => unsafe {
             entered::enter(config, argument, receipt)
@@ -66,16 +69,16 @@ pub fn run(entry: Entry, config: &'static Config) -> ! {
     };
     // SAFETY: the first UART of a PC is at this port, and nobody else runs yet.
     unsafe { console::init(0x3f8) };
-    // SAFETY: PVH passed the address, and the boot tables map the first 4 GiB.
-    let Some(info) = (unsafe { BootInfo::read(start_info) }) else {
-        println!(
-            "@failed kernel={} text=\"PVH gave no start info\"",
-            config.name
-        );
-        cpu::halt_forever()
+    // SAFETY: the boot tables map the first 4 GiB.
+    let info = match unsafe { BootInfo::read(loader, information) } {
+        Ok(info) => info,
+        Err(error) => {
+            println!("@failed kernel={} text=\"{error}\"", config.name);
+            cpu::halt_forever()
+        }
     };
     println!("{}: command line '{}'", config.name, info.command_line());
-    // SAFETY: this is the entry, with what PVH passed.
+    // SAFETY: this is the entry, with what the boot loader passed.
     if let Err(error) = unsafe { first::boot(config, &info) } {
         println!("@failed kernel={} text=\"{error}\"", config.name);
     }
