@@ -111,16 +111,23 @@ impl Files {
     /// How often the firmware was entered again after the first start: whole starts, or entries by
     /// the reset vector (as after INIT to the bootstrap processor), whichever are more.
     pub(crate) fn firmware_reentries(&self) -> Result<u64> {
-        let path = self.firmware();
-        let said = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(reentries(&String::from_utf8_lossy(&said)))
+        let mut said = String::new();
+        // OVMF says what it starts on the first kernel's console.
+        for path in [self.firmware(), self.directory.join("com1.log")] {
+            let bytes =
+                fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            said.push_str(&String::from_utf8_lossy(&bytes));
+        }
+        Ok(reentries(&said))
     }
 }
 
-/// SeaBIOS says the first in every start, and the second whenever it runs again without one.
+/// SeaBIOS says the first in every start, and the second whenever it runs again without one; OVMF
+/// says the third before whatever it starts.
 fn reentries(said: &str) -> u64 {
-    let starts = said.matches("Running on QEMU (").count() as u64;
-    let resumes = said.matches("In resume (status=").count() as u64;
+    let count = |text| said.matches(text).count() as u64;
+    let starts = count("Running on QEMU (").max(count("BdsDxe: starting "));
+    let resumes = count("In resume (status=");
     starts.saturating_sub(1).max(resumes)
 }
 
@@ -354,6 +361,13 @@ mod tests {
     #[test]
     fn one_start_is_no_reentry() {
         assert_eq!(reentries(START), 0);
+    }
+
+    #[test]
+    fn each_start_of_uefi_counts() {
+        let start = "BdsDxe: loading Boot0001 \"disk\"\nBdsDxe: starting Boot0001 \"disk\"\n";
+        assert_eq!(reentries(start), 0);
+        assert_eq!(reentries(&start.repeat(3)), 2);
     }
 
     #[test]
