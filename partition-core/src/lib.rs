@@ -25,4 +25,5 @@ pub mod plan;
     reason = "code and parameters for real mode are laid down by address"
 )]
 pub mod trampoline;
+mod wait;
 pub mod watch;

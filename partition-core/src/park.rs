@@ -14,6 +14,7 @@ use handoff_abi::{ApicId, FRAME_SIZE, ParkSlot, PhysAddr, PhysRange, park_state}
 use iommu::Deadline;
 
 use crate::cpu::{CpuStopped, Proof, SendIpi, StartState};
+use crate::wait::look_for;
 
 /// How many processors the area has slots for.
 pub const SLOTS: usize = ParkSlot::COUNT;
@@ -267,18 +268,14 @@ impl<'a> ParkArea<'a> {
         microseconds: u32,
         deadline: &mut impl Deadline,
     ) -> Result<(), ParkError> {
-        deadline.start(microseconds);
-        loop {
-            let found = self
+        let mut found = park_state::EMPTY;
+        look_for(microseconds, deadline, || {
+            found = self
                 .slot(cpu)
                 .map_or(park_state::EMPTY, |slot| read(slot).1);
-            if found == wanted {
-                return Ok(());
-            }
-            if deadline.expired() {
-                return Err(ParkError::Timeout { cpu, found });
-            }
-        }
+            (found == wanted).then_some(())
+        })
+        .ok_or(ParkError::Timeout { cpu, found })
     }
 
     /// Claims a parked processor by compare-and-swap and wakes it; returns when it has left the

@@ -16,6 +16,7 @@ use iommu::Deadline;
 use crate::cpu::{CpuStopped, Proof, SendIpi, StartState};
 use crate::descriptors::{CODE_SEGMENT, DATA_SEGMENT};
 use crate::park::{ParkArea, ParkError};
+use crate::wait::look_for;
 
 const GDT_OFFSET: usize = 0xe00;
 const GDT_POINTER_OFFSET: usize = 0xe20;
@@ -213,15 +214,16 @@ impl<'a> Trampoline<'a> {
         // The processor that arrives may be the one that uses the page next, and sooner than this
         // one looks again: any answer from the nonce on is an arrival.
         let arrived = |microseconds: u32, deadline: &mut _| {
-            wait(
-                || parameters.answer.load(Acquire).wrapping_sub(nonce) < 1 << 63,
-                microseconds,
-                deadline,
-            )
+            let answer = || parameters.answer.load(Acquire).wrapping_sub(nonce);
+            look_for(microseconds, deadline, || {
+                (answer() < 1 << 63).then_some(())
+            })
+            .is_some()
         };
         park.forget(cpu);
         ipi.init(cpu);
-        wait(|| false, self.timing.init_to_startup, deadline);
+        let pause = self.timing.init_to_startup;
+        look_for(pause, deadline, || None::<()>);
         ipi.startup(cpu, self.page);
         if arrived(self.timing.startup_to_startup, deadline) {
             return Ok(());
@@ -273,18 +275,6 @@ impl<'a> Trampoline<'a> {
         }
         park.confirm(cpu, self.timing.arrival, deadline)?;
         Ok(CpuStopped::new(cpu, Proof::Taken))
-    }
-}
-
-fn wait(done: impl Fn() -> bool, microseconds: u32, deadline: &mut impl Deadline) -> bool {
-    deadline.start(microseconds);
-    loop {
-        if done() {
-            return true;
-        }
-        if deadline.expired() {
-            return false;
-        }
     }
 }
 
@@ -479,6 +469,45 @@ mod tests {
             assert_eq!(start(trampoline, CPU, &STATE, park, model), Ok(()));
             assert_eq!(model.log, ["init", "startup", "startup"]);
             assert_eq!(model.word(0).load(Relaxed), STATE.page_table);
+        });
+    }
+
+    /// Each time is over at once. The processor answers in the second, which is behind the start-up:
+    /// whoever waits did not run meanwhile.
+    struct Slept<'a> {
+        answer: &'a AtomicU64,
+        nonce: &'a AtomicU64,
+        times: u32,
+    }
+
+    impl Deadline for Slept<'_> {
+        fn start(&mut self, _: u32) {}
+
+        fn expired(&mut self) -> bool {
+            self.times += 1;
+            if self.times == 2 {
+                self.answer.store(self.nonce.load(Relaxed), Relaxed);
+            }
+            true
+        }
+    }
+
+    #[test]
+    fn an_answer_that_came_while_nobody_looked_is_one() {
+        with(0, |trampoline, park, model| {
+            let page = Model {
+                log: Vec::new(),
+                ..*model
+            };
+            let mut slept = Slept {
+                answer: page.word(40),
+                nonce: page.word(32),
+                times: 0,
+            };
+            // SAFETY: nothing is executed: the processor is a model.
+            let started = unsafe { trampoline.start(CPU, &STATE, park, model, &mut slept) };
+            assert_eq!(started, Ok(()));
+            assert_eq!(model.log, ["init", "startup"]);
         });
     }
 

@@ -11,6 +11,7 @@ use handoff_abi::{
 use iommu::Deadline;
 
 use crate::ledger::LedgerView;
+use crate::wait::look_for;
 
 const IN_USE: u32 = 0x1_0000;
 
@@ -392,17 +393,19 @@ impl<'a> Watch<'a> {
         deadline: &mut impl Deadline,
     ) -> Result<(), WatchError> {
         let heartbeat = self.status.heartbeat.load(Relaxed);
-        deadline.start(microseconds);
-        loop {
-            let reached = self.look()?;
-            if reached == wanted || (reached > wanted && reached <= state::READY) {
-                return Ok(());
+        let mut reached = self.last;
+        look_for(microseconds, deadline, || match self.look() {
+            Ok(now) => {
+                reached = now;
+                let there = now == wanted || (now > wanted && now <= state::READY);
+                there.then_some(Ok(()))
             }
-            if deadline.expired() {
-                let alive = self.status.heartbeat.load(Relaxed) != heartbeat;
-                return Err(WatchError::Timeout { reached, alive });
-            }
-        }
+            Err(error) => Some(Err(error)),
+        })
+        .unwrap_or_else(|| {
+            let alive = self.status.heartbeat.load(Relaxed) != heartbeat;
+            Err(WatchError::Timeout { reached, alive })
+        })
     }
 
     /// The version and features the partition states.

@@ -304,6 +304,23 @@ fn a_partition_that_hangs_is_told_from_one_that_is_slow() {
 }
 
 #[test]
+fn a_state_that_came_while_nobody_looked_is_seen() {
+    let exchange = Exchange::default();
+    let mut watch = Watch::prepare(&exchange, NEXT).unwrap();
+    let own = OwnStatus::new(&exchange, NEXT).unwrap();
+    /// The time is over at once, and the partition enters a state meanwhile.
+    struct Slept<'a>(&'a OwnStatus<'a>);
+    impl Deadline for Slept<'_> {
+        fn start(&mut self, _: u32) {}
+        fn expired(&mut self) -> bool {
+            self.0.enter(state::ENTERED, 0);
+            true
+        }
+    }
+    assert_eq!(watch.wait(state::ENTERED, 3, &mut Slept(&own)), Ok(()));
+}
+
+#[test]
 fn a_partition_that_gives_up_or_lies_is_named() {
     let exchange = Exchange::default();
     let own = OwnStatus::new(&exchange, NEXT).unwrap();
