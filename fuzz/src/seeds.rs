@@ -1,7 +1,7 @@
 //! Inputs to begin with, in the grammar of the targets, written by hand from the specifications;
 //! and a few rounds of damage to them, for a run without a fuzzer.
 
-use crate::{firmware, kernel, smaller, tables};
+use crate::{firmware, kernel, plan, smaller, tables};
 
 /// An entry in the grammar of the tables: right length.
 fn entry(kind: u8, content: &[u8]) -> Vec<u8> {
@@ -321,6 +321,7 @@ pub const TARGETS: [Target; 13] = [
     ("image", kernel::image, kernel::image_seeds),
     ("ledger", kernel::ledger, kernel::ledger_seeds),
     ("mailbox", kernel::mailbox, kernel::mailbox_seeds),
+    ("plan", plan::plan, || plan::seeds().into()),
 ];
 
 /// Numbers that look random and are the same each time (xorshift).

@@ -71,23 +71,40 @@ impl<'a> Draft<'a> {
                 self.findings.refuse(Reason::FunctionTwice { function });
                 continue;
             }
-            let mut entries = self.machine.function_entries(function);
-            match entries.next() {
-                Some(entry) => {
-                    self.function(entry, wish);
-                    // The same function once more is a contradiction, unless it says the same.
-                    for other in entries.filter(|other| *other != entry) {
-                        self.function(other, wish);
-                    }
-                }
-                None => self.findings.refuse(Reason::FunctionMissing { function }),
+            let mut planned: Option<PlannedFunction> = None;
+            let mut found = false;
+            // The same function once more is a contradiction: it is given where each entry of it
+            // allows that, and given once.
+            for entry in self.machine.function_entries(function) {
+                found = true;
+                let Some(this) = self.function(entry, wish) else {
+                    continue;
+                };
+                let first = planned.get_or_insert(this);
+                first.fenced &= this.fenced;
+                first.unit = first.unit.or(this.unit);
             }
+            if !found {
+                self.findings.refuse(Reason::FunctionMissing { function });
+            }
+            let Some(planned) = planned else {
+                continue;
+            };
+            let handles = u32::from(planned.interrupts);
+            self.plan.interrupt_handles = self.plan.interrupt_handles.saturating_add(handles);
+            push(
+                &mut self.plan.functions,
+                planned,
+                List::Functions,
+                self.findings,
+            );
         }
         self.plan.requesters.sort_unstable();
         self.plan.buses.sort_unstable();
     }
 
-    fn function(&mut self, entry: &'a Function, wish: &FunctionRequest) {
+    /// The rules for one entry; `None` where it is a bridge.
+    fn function(&mut self, entry: &'a Function, wish: &FunctionRequest) -> Option<PlannedFunction> {
         let function = entry.function;
         let owner = entry.owner;
         if !self.machine.may_give(owner) {
@@ -96,7 +113,7 @@ impl<'a> Draft<'a> {
         }
         if entry.is_bridge() {
             self.findings.refuse(Reason::FunctionBridge { function });
-            return;
+            return None;
         }
         if entry.isolation.below.is_none() {
             self.findings.refuse(Reason::FunctionRootBus { function });
@@ -112,24 +129,14 @@ impl<'a> Draft<'a> {
                 most,
             });
         }
-        self.plan.interrupt_handles = self
-            .plan
-            .interrupt_handles
-            .saturating_add(u32::from(wish.interrupts));
         self.bus(function);
         let (unit, fenced) = self.unit(entry);
-        let planned = PlannedFunction {
+        Some(PlannedFunction {
             function,
             interrupts: wish.interrupts,
             unit,
             fenced,
-        };
-        push(
-            &mut self.plan.functions,
-            planned,
-            List::Functions,
-            self.findings,
-        );
+        })
     }
 
     /// Functions that stay behind and cannot be kept apart; each is named once.

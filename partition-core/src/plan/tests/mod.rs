@@ -327,6 +327,37 @@ fn ask() -> Ask {
 }
 
 #[test]
+fn a_function_that_is_listed_twice_is_given_once() {
+    let (mut world, mut ask) = (world(), ask());
+    ask.accept_unfenced = true;
+    let once = ask.plan(&world, &mut Findings::new()).unwrap();
+    // Another unit, which cannot remap interrupts.
+    world.units.push(Unit {
+        interrupt_remapping: false,
+        ..world.units[0]
+    });
+    let again = Function {
+        unit: Some(1),
+        ..*world.function(function(NET, 0, 0))
+    };
+    world.functions.push(again);
+    let plan = ask.plan(&world, &mut Findings::new()).unwrap();
+    assert_eq!(plan.functions().len(), once.functions().len());
+    assert_eq!(plan.interrupt_handles(), once.interrupt_handles());
+    assert!(once.functions()[0].fenced && !plan.functions()[0].fenced);
+    // Its requests are to be caught wherever they go.
+    let id = again.function.requester;
+    let ids = plan.requesters().iter().filter(|at| at.id == id);
+    assert_eq!(ids.map(|at| at.unit).collect::<Vec<_>>(), [0, 1]);
+    // What one entry does not allow is refused.
+    world.functions.last_mut().unwrap().owner = NEIGHBOUR;
+    let mut findings = Findings::new();
+    ask.plan(&world, &mut findings).unwrap_err();
+    let rules: Vec<_> = findings.refusals().iter().map(Reason::rule).collect();
+    assert_eq!(rules, ["function-owner"]);
+}
+
+#[test]
 fn a_good_request_gets_exactly_what_it_asks_for() {
     let mut findings = Findings::new();
     let plan = ask().plan(&world(), &mut findings).unwrap();
