@@ -6,6 +6,7 @@
 pub mod firmware;
 pub mod grammar;
 pub mod kernel;
+pub mod linux;
 pub mod plan;
 pub mod seeds;
 pub mod smaller;

@@ -1,7 +1,7 @@
 //! Inputs to begin with, in the grammar of the targets, written by hand from the specifications;
 //! and a few rounds of damage to them, for a run without a fuzzer.
 
-use crate::{firmware, kernel, plan, smaller, tables};
+use crate::{firmware, kernel, linux, plan, smaller, tables};
 
 /// An entry in the grammar of the tables: right length.
 fn entry(kind: u8, content: &[u8]) -> Vec<u8> {
@@ -307,7 +307,7 @@ fn partition_seeds() -> Vec<Vec<u8>> {
 pub type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
 /// All targets.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 15] = [
     ("acpi_table", tables::table, table_seeds),
     ("ivrs", tables::ivrs_in_any_order, ivrs_seeds),
     ("smbios", firmware::smbios, smbios_seeds),
@@ -319,6 +319,7 @@ pub const TARGETS: [Target; 13] = [
     ("partition", smaller::partition, partition_seeds),
     ("handoff", kernel::handoff, kernel::handoff_seeds),
     ("image", kernel::image, kernel::image_seeds),
+    ("bzimage", linux::bzimage, linux::bzimage_seeds),
     ("ledger", kernel::ledger, kernel::ledger_seeds),
     ("mailbox", kernel::mailbox, kernel::mailbox_seeds),
     ("plan", plan::plan, || plan::seeds().into()),

@@ -19,6 +19,8 @@
 //! .popsection
 //! ```
 //!
+//! Linux, which knows nothing of any of this, is in [`linux`].
+//!
 //! Names and numbers are those of the ELF-64 Object File Format and the System V ABI, AMD64
 //! supplement. Physical addresses in the file (p_paddr) and section headers have no influence.
 
@@ -34,6 +36,7 @@
 )]
 
 mod error;
+pub mod linux;
 mod note;
 pub mod paging;
 mod place;

@@ -1,7 +1,7 @@
 //! The page tables that a kernel is entered with.
 //!
-//! 4-level paging (Intel SDM volume 3, section 4.5): the image's segments at their virtual
-//! addresses, and physical memory at its own addresses. Pages that are not executable have XD set,
+//! 4-level paging (Intel SDM volume 3, section 4.5), or 5-level paging for memory at its own
+//! addresses: the image's segments at their virtual addresses, and physical memory at its own. Pages that are not executable have XD set,
 //! so IA32_EFER.NXE must be set before the tables are loaded. Memory types are those of the page
 //! attribute table's state at power-on (section 11.12.4). No entry is global or for user mode.
 
@@ -44,11 +44,22 @@ pub struct Identity {
     pub caching: Caching,
 }
 
+/// How many levels tables have, which is what the processor is in: CR4.LA57.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Levels {
+    /// 4-level paging.
+    #[default]
+    Four,
+    /// 5-level paging.
+    Five,
+}
+
 /// The finished tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 pub struct EntryTables {
-    /// The PML4 table: what goes into CR3.
+    /// The PML4 table, or the PML5 table: what goes into CR3.
     pub root: PhysAddr,
     /// How many frames the tables took.
     pub frames: u64,
@@ -113,16 +124,38 @@ pub fn build<M: TableFrames>(
         )?;
     }
     for entry in identity {
-        let range = entry.range;
-        if !range.is_aligned_to(FRAME_SIZE) || range.end().0 > LOWER_HALF {
-            return Err(PagingError::Range(range));
-        }
-        builder.map(range.base().0, range, leaf(entry.access, entry.caching))?;
+        builder.map_identity(entry)?;
     }
-    Ok(EntryTables {
-        root: builder.root,
-        frames: builder.frames,
-    })
+    Ok(builder.finish())
+}
+
+/// Makes tables for memory that is to appear at its own addresses and for nothing else, as a kernel
+/// is entered with that places itself.
+///
+/// Where ranges overlap, the first one decides on access. All are in the lower half of the address
+/// space that 4-level paging has.
+///
+/// # Errors
+/// Where frames run out, or an address would have to be two things.
+pub fn identity<M: TableFrames>(
+    memory: &mut M,
+    levels: Levels,
+    ranges: impl IntoIterator<Item = Identity>,
+) -> Result<EntryTables, PagingError> {
+    let mut builder = Builder::new(memory)?;
+    if levels == Levels::Five {
+        // The lower half of 4-level paging's addresses is below one entry, the first.
+        let lower = builder.table()?;
+        builder.top = builder.root;
+        builder
+            .memory
+            .store(builder.root, lower.0 | PRESENT | WRITABLE);
+        builder.root = lower;
+    }
+    for entry in ranges {
+        builder.map_identity(&entry)?;
+    }
+    Ok(builder.finish())
 }
 
 const PRESENT: u64 = 1 << 0;
@@ -149,6 +182,9 @@ const fn leaf(access: Access, caching: Caching) -> u64 {
 
 struct Builder<'m, M> {
     memory: &'m mut M,
+    /// What CR3 is to point at; the PML4 table unless there are five levels.
+    top: PhysAddr,
+    /// The PML4 table.
     root: PhysAddr,
     frames: u64,
 }
@@ -157,11 +193,28 @@ impl<'m, M: TableFrames> Builder<'m, M> {
     fn new(memory: &'m mut M) -> Result<Self, PagingError> {
         let mut builder = Self {
             memory,
+            top: PhysAddr(0),
             root: PhysAddr(0),
             frames: 0,
         };
         builder.root = builder.table()?;
+        builder.top = builder.root;
         Ok(builder)
+    }
+
+    const fn finish(&self) -> EntryTables {
+        EntryTables {
+            root: self.top,
+            frames: self.frames,
+        }
+    }
+
+    fn map_identity(&mut self, entry: &Identity) -> Result<(), PagingError> {
+        let range = entry.range;
+        if !range.is_aligned_to(FRAME_SIZE) || range.end().0 > LOWER_HALF {
+            return Err(PagingError::Range(range));
+        }
+        self.map(range.base().0, range, leaf(entry.access, entry.caching))
     }
 
     fn table(&mut self) -> Result<PhysAddr, PagingError> {
@@ -170,7 +223,7 @@ impl<'m, M: TableFrames> Builder<'m, M> {
             .allocate()
             .ok_or(PagingError::OutOfFrames { had: self.frames })?;
         // A zero in an entry's address field would be no table, and the root is known already.
-        if frame.0 & !ADDRESS != 0 || frame.0 == 0 || frame == self.root {
+        if frame.0 & !ADDRESS != 0 || frame.0 == 0 || frame == self.root || frame == self.top {
             return Err(PagingError::Frame(frame));
         }
         self.frames = self.frames.saturating_add(1);
