@@ -26,4 +26,9 @@ pub mod plan;
 )]
 pub mod trampoline;
 mod wait;
+#[expect(
+    unsafe_code,
+    reason = "code and a mailbox that another kernel writes are laid down by address"
+)]
+pub mod wakeup;
 pub mod watch;
