@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) use broken::Broken;
 
 use crate::paths;
-use crate::setup::{KERNEL_TARGET, Toolchain};
+use crate::setup::{KERNEL_TARGET, Toolchain, UEFI_TARGET};
 use crate::ui::{Screen, Step, bytes};
 
 /// How long one kernel may take to build, from nothing and with core from source.
@@ -77,6 +77,9 @@ pub(crate) const MOVES: Recipe = Recipe {
     flags: &[],
 };
 
+/// What UEFI starts, beside the kernels.
+pub(crate) const UEFI_BOOT: &str = "uefi-boot.efi";
+
 /// The images, built.
 #[derive(Clone, Debug)]
 pub(crate) struct Images {
@@ -134,6 +137,24 @@ pub(crate) fn run(toolchain: &Toolchain, recipes: &[Recipe], screen: &Screen) ->
     let names: Vec<&str> = kernels.iter().map(|(name, _)| *name).collect();
     step.done(&format!("{}; archive of {}", names.join(", "), bytes(size)));
     Ok(Images { first, modules })
+}
+
+/// Builds what UEFI starts, and puts it beside the kernels.
+pub(crate) fn uefi_boot(toolchain: &Toolchain, images: &Images, screen: &Screen) -> Result<()> {
+    let step = screen.step("Build for UEFI");
+    let to = images.path(UEFI_BOOT);
+    let target = to.with_file_name("build");
+    toolchain
+        .uefi_cargo("build")
+        .arguments(["--release", "--package", "uefi-boot"])
+        .set("CARGO_TARGET_DIR", &target)
+        .unset("RUSTFLAGS")
+        .deadline(DEADLINE)
+        .succeed(|line| step.progress(line.trim()))?;
+    let built = target.join(UEFI_TARGET).join("release").join(UEFI_BOOT);
+    fs::copy(&built, &to).with_context(|| format!("cannot copy {}", built.display()))?;
+    step.done(UEFI_BOOT);
+    Ok(())
 }
 
 /// Builds one kernel and returns its image.

@@ -14,7 +14,7 @@ use crate::build::{self, Images};
 use crate::client::{Load, LoadOptions};
 use crate::console::Watcher;
 use crate::holes;
-use crate::machine::{BootPath, Files, Iommu, Machine, MachineOptions, TRACE_MMIO};
+use crate::machine::{BootPath, Files, Iommu, Loader, Machine, MachineOptions, TRACE_MMIO};
 use crate::paths;
 use crate::picture;
 use crate::report::{self, Report, RunInfo};
@@ -72,6 +72,9 @@ pub(crate) fn run(options: &DemoOptions, toolchain: &Toolchain, screen: &Screen)
         &build::KERNELS[..]
     };
     let images = build::run(toolchain, recipes, screen)?;
+    if options.boot.loader == Loader::Uefi {
+        build::uefi_boot(toolchain, &images, screen)?;
+    }
     let directory = paths::target().join("demo");
     if directory.exists() {
         fs::remove_dir_all(&directory)

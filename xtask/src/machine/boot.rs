@@ -1,16 +1,17 @@
 //! How the first kernel gets into memory: by the emulator itself, or by firmware and a boot loader
 //! from a disk.
 
-use std::ffi::OsString;
-use std::fs;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::Files;
+use crate::build::UEFI_BOOT;
 use crate::process::{Run, find};
-use crate::setup::Tool;
+use crate::setup::{Tool, UEFI_TARGET, has_target};
 
 /// The firmware.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -29,6 +30,8 @@ pub(crate) enum Loader {
     Pvh,
     /// GRUB, from a disk, by Multiboot2.
     Multiboot2,
+    /// Baton's own UEFI application, from a disk.
+    Uefi,
 }
 
 /// From power-on to the first kernel.
@@ -52,16 +55,22 @@ impl BootPath {
     /// What has to be there for it, beside the emulator.
     pub(crate) fn tools(self) -> impl Iterator<Item = Tool> {
         let grub = (self.loader == Loader::Multiboot2).then_some(Tool::Grub);
+        let target = (self.loader == Loader::Uefi).then_some(Tool::UefiTarget);
         let ovmf = (self.firmware == Firmware::Ovmf).then_some(Tool::Ovmf);
-        grub.into_iter().chain(ovmf)
+        grub.into_iter().chain(target).chain(ovmf)
     }
 
     /// That it can be gone at all.
     pub(crate) fn check(self) -> Result<()> {
-        if self.firmware == Firmware::Ovmf && self.loader == Loader::Pvh {
-            bail!("UEFI knows nothing of PVH: choose --boot multiboot2 with --firmware ovmf");
+        match (self.firmware, self.loader) {
+            (Firmware::Ovmf, Loader::Pvh) => bail!(
+                "UEFI knows nothing of PVH: choose --boot multiboot2 or uefi with --firmware ovmf"
+            ),
+            (Firmware::SeaBios, Loader::Uefi) => {
+                bail!("a PC BIOS starts no UEFI application: choose --firmware ovmf")
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -112,9 +121,12 @@ pub(super) fn arguments(
                 line.push(loaded.command_line.into());
             }
         }
-        Loader::Multiboot2 => {
+        Loader::Multiboot2 | Loader::Uefi => {
             let disk = files.boot_disk();
-            grub_disk(path.firmware, loaded, &disk)?;
+            match path.loader {
+                Loader::Uefi => uefi_disk(loaded, &disk)?,
+                _ => grub_disk(path.firmware, loaded, &disk)?,
+            }
             let disk = super::command_line::escaped(&disk);
             line.push("-drive".into());
             line.push(format!("if=none,id=boot,format=raw,file={disk}").into());
@@ -176,6 +188,48 @@ fn grub_disk(firmware: Firmware, loaded: &Loaded<'_>, disk: &Path) -> Result<()>
     made.context("cannot make the disk that GRUB boots from")
 }
 
+/// A disk from which UEFI starts Baton's application: a FAT file system (UEFI 2.10, section 13.3).
+fn uefi_disk(loaded: &Loaded<'_>, disk: &Path) -> Result<()> {
+    /// Bytes of the file system beside those of the files; FAT32 is no smaller than 33 MiB.
+    const REST: u64 = 48 << 20;
+    let line = disk.with_extension("cmdline");
+    let application = loaded.kernel.with_file_name(UEFI_BOOT);
+    let run = |program: &str, arguments: &[&OsStr]| {
+        Run::new(program)
+            .arguments(["-i".as_ref(), disk.as_os_str()])
+            .arguments(arguments)
+            .deadline(Duration::from_secs(60))
+            .succeed(|_| ())
+    };
+    let made = (|| {
+        fs::write(&line, loaded.command_line)?;
+        let mut files = vec![
+            (application.as_path(), "::/EFI/BOOT/BOOTX64.EFI"),
+            (loaded.kernel, "::/baton/kernel.elf"),
+            (line.as_path(), "::/baton/cmdline"),
+        ];
+        files.extend(loaded.modules.map(|from| (from, "::/baton/modules.tar")));
+        let mut length = REST;
+        for (from, _) in &files {
+            length += fs::metadata(from)
+                .with_context(|| format!("cannot read {}", from.display()))?
+                .len();
+        }
+        File::create(disk)?.set_len(length)?;
+        run("mformat", &["-F".as_ref(), "::".as_ref()])?;
+        for directory in ["::/EFI", "::/EFI/BOOT", "::/baton"] {
+            run("mmd", &[directory.as_ref()])?;
+        }
+        for (from, to) in files {
+            run("mcopy", &[from.as_os_str(), to.as_ref()])?;
+        }
+        anyhow::Ok(())
+    })();
+    // It is on the disk now, or nothing is.
+    let _ = fs::remove_file(&line);
+    made.context("cannot make the disk that UEFI boots from")
+}
+
 impl Files {
     /// The disk that a boot loader boots from.
     fn boot_disk(&self) -> PathBuf {
@@ -206,10 +260,12 @@ impl Tool {
         let files: &[&str] = match self {
             Self::Grub => &[Self::GRUB_BIOS, Self::GRUB_UEFI],
             Self::Ovmf => &[Self::OVMF_CODE, Self::OVMF_VARIABLES],
+            Self::UefiTarget => return has_target(Path::new("rustc"), UEFI_TARGET),
         };
         let commands: &[&str] = match self {
             Self::Grub => &["grub-mkrescue", "xorriso", "mformat"],
-            Self::Ovmf => &[],
+            Self::Ovmf => &["mformat", "mcopy"],
+            Self::UefiTarget => &[],
         };
         files.iter().all(|file| Path::new(file).exists())
             && commands.iter().all(|command| find(command).is_some())
@@ -225,7 +281,9 @@ impl Tool {
                 "xorriso",
                 "mtools",
             ],
-            Self::Ovmf => &["ovmf"],
+            Self::Ovmf => &["ovmf", "mtools"],
+            // rustup's, or built from the distribution's sources.
+            Self::UefiTarget => &[],
         }
     }
 }
@@ -258,12 +316,17 @@ mod tests {
     }
 
     #[test]
-    fn uefi_does_not_load_by_pvh() {
-        let path = BootPath {
-            firmware: Firmware::Ovmf,
-            loader: Loader::Pvh,
-        };
-        assert!(path.check().is_err());
-        assert!(BootPath::DIRECT.check().is_ok());
+    fn firmware_loads_only_what_it_can() {
+        for (firmware, loader, can) in [
+            (Firmware::SeaBios, Loader::Pvh, true),
+            (Firmware::SeaBios, Loader::Multiboot2, true),
+            (Firmware::SeaBios, Loader::Uefi, false),
+            (Firmware::Ovmf, Loader::Pvh, false),
+            (Firmware::Ovmf, Loader::Multiboot2, true),
+            (Firmware::Ovmf, Loader::Uefi, true),
+        ] {
+            let path = BootPath { firmware, loader };
+            assert_eq!(path.check().is_ok(), can, "{path:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::Tool;
-use super::toolchain::{distribution_missing, has_target};
+use super::toolchain::{KERNEL_TARGET, distribution_missing, has_target};
 use crate::process::{Run, find};
 
 /// The oldest QEMU that can answer all that is asked of it (`x-query-virtio-queue-status`).
@@ -54,7 +54,7 @@ impl Facts {
                 .copied()
                 .filter(|tool| !tool.is_there())
                 .collect(),
-            target: has_target(Path::new("rustc")),
+            target: has_target(Path::new("rustc"), KERNEL_TARGET),
             rustup: find("rustup").is_some(),
             rustup_failed: false,
             distribution_missing: distribution_missing(),

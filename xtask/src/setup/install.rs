@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::facts::Privilege;
-use super::toolchain::KERNEL_TARGET;
 use crate::paths;
 use crate::process::Run;
 use crate::ui::Step;
@@ -38,10 +37,10 @@ fn apt(privilege: Privilege) -> Run {
         .deadline(Duration::from_secs(15 * 60))
 }
 
-/// Adds the kernels' target to the toolchain that the workspace uses.
-pub(super) fn rustup_target(step: &Step) -> Result<()> {
+/// Adds `target` to the toolchain that the workspace uses.
+pub(super) fn rustup_target(target: &str, step: &Step) -> Result<()> {
     Run::new("rustup")
-        .arguments(["target", "add", KERNEL_TARGET])
+        .arguments(["target", "add", target])
         // Where it fails, its last lines are shown: they are to say why.
         .unset("RUST_BACKTRACE")
         .directory(paths::workspace())

@@ -10,7 +10,7 @@ mod toolchain;
 use anyhow::{Result, bail};
 
 pub(crate) use facts::qemu_version;
-pub(crate) use toolchain::{KERNEL_TARGET, Toolchain};
+pub(crate) use toolchain::{KERNEL_TARGET, Toolchain, UEFI_TARGET, has_target};
 
 use crate::ui::Screen;
 use facts::{Facts, Privilege};
@@ -49,8 +49,10 @@ pub(crate) struct SetupOptions {
 pub(crate) enum Tool {
     /// GRUB, and what it makes disks with.
     Grub,
-    /// UEFI for the emulator.
+    /// UEFI for the emulator, and what makes disks for it.
     Ovmf,
+    /// Core for what UEFI starts.
+    UefiTarget,
 }
 
 /// One thing to install.
@@ -58,8 +60,8 @@ pub(crate) enum Tool {
 pub(crate) enum Action {
     /// Install these packages with apt.
     Packages(Vec<&'static str>),
-    /// Add the kernels' target to rustup's toolchain.
-    RustupTarget,
+    /// Add this target to rustup's toolchain.
+    RustupTarget(&'static str),
 }
 
 impl Action {
@@ -70,7 +72,7 @@ impl Action {
                 "sudo apt-get install --no-install-recommends {}",
                 names.join(" ")
             ),
-            Self::RustupTarget => format!("rustup target add {KERNEL_TARGET}"),
+            Self::RustupTarget(target) => format!("rustup target add {target}"),
         }
     }
 }
@@ -80,8 +82,8 @@ impl Action {
 pub(crate) enum Obstacle {
     /// Something is missing that may not be installed from here.
     NotAllowed(Action),
-    /// rustup was asked for and there is none, or it failed.
-    NoRustup,
+    /// rustup was asked for this target and there is no rustup, or it failed.
+    NoRustup(&'static str),
 }
 
 /// The next thing to do, or `None` where nothing is missing.
@@ -113,14 +115,19 @@ fn next(facts: &Facts, options: &SetupOptions) -> std::result::Result<Option<Act
             Err(Obstacle::NotAllowed(action))
         };
     }
-    if from_rustup && !facts.target {
+    // The distribution's compiler builds core for any target.
+    let uefi = facts.tools_missing.contains(&Tool::UefiTarget);
+    let missing = [(KERNEL_TARGET, !facts.target), (UEFI_TARGET, uefi)];
+    let missing = missing.into_iter().find(|&(_, missing)| missing);
+    if let Some((target, _)) = missing.filter(|_| from_rustup) {
         if !facts.rustup || facts.rustup_failed {
-            return Err(Obstacle::NoRustup);
+            return Err(Obstacle::NoRustup(target));
         }
+        let action = Action::RustupTarget(target);
         return if options.no_install {
-            Err(Obstacle::NotAllowed(Action::RustupTarget))
+            Err(Obstacle::NotAllowed(action))
         } else {
-            Ok(Some(Action::RustupTarget))
+            Ok(Some(action))
         };
     }
     Ok(None)
@@ -147,9 +154,9 @@ pub(crate) fn run(options: &SetupOptions, tools: &[Tool], screen: &Screen) -> Re
                         screen.detail(&format!("installing with apt: {}", names.join(" ")));
                         install::packages(names, facts.privilege, &step)?;
                     }
-                    Action::RustupTarget => {
-                        screen.detail(&format!("adding the target {KERNEL_TARGET} with rustup"));
-                        if let Err(error) = install::rustup_target(&step) {
+                    Action::RustupTarget(target) => {
+                        screen.detail(&format!("adding the target {target} with rustup"));
+                        if let Err(error) = install::rustup_target(target, &step) {
                             screen.detail(&format!("rustup could not: {error:#}"));
                             facts.rustup_failed = true;
                             continue;
@@ -169,11 +176,11 @@ pub(crate) fn run(options: &SetupOptions, tools: &[Tool], screen: &Screen) -> Re
                     action.by_hand()
                 );
             }
-            Err(Obstacle::NoRustup) => {
+            Err(Obstacle::NoRustup(target)) => {
                 step.failed("no rustup");
                 bail!(
-                    "the target {KERNEL_TARGET} is missing and rustup cannot add it; run by hand:\n    \
-                     rustup target add {KERNEL_TARGET}\nor let the distribution's packages serve: \
+                    "the target {target} is missing and rustup cannot add it; run by hand:\n    \
+                     rustup target add {target}\nor let the distribution's packages serve: \
                      --toolchain distribution"
                 );
             }
@@ -192,7 +199,7 @@ pub(crate) fn run(options: &SetupOptions, tools: &[Tool], screen: &Screen) -> Re
 #[cfg(test)]
 mod tests {
     use super::facts::{Facts, Privilege};
-    use super::{Action, Obstacle, SetupOptions, Source, Tool, next};
+    use super::{Action, KERNEL_TARGET, Obstacle, SetupOptions, Source, Tool, UEFI_TARGET, next};
 
     fn complete() -> Facts {
         Facts {
@@ -244,6 +251,29 @@ mod tests {
     }
 
     #[test]
+    fn the_target_of_what_uefi_starts_is_added_where_it_is_wanted() {
+        let facts = Facts {
+            tools_missing: vec![Tool::UefiTarget],
+            ..complete()
+        };
+        assert_eq!(
+            next(&facts, &options(Source::Auto, false)),
+            Ok(Some(Action::RustupTarget(UEFI_TARGET)))
+        );
+        // The distribution's compiler builds core for it.
+        assert_eq!(
+            next(
+                &Facts {
+                    distribution_missing: Vec::new(),
+                    ..facts
+                },
+                &options(Source::Distribution, false)
+            ),
+            Ok(None)
+        );
+    }
+
+    #[test]
     fn without_the_right_to_install_the_command_is_named() {
         for facts in [
             Facts {
@@ -276,7 +306,7 @@ mod tests {
         };
         assert_eq!(
             next(&facts, &options(Source::Auto, false)),
-            Ok(Some(Action::RustupTarget))
+            Ok(Some(Action::RustupTarget(KERNEL_TARGET)))
         );
     }
 
@@ -325,7 +355,7 @@ mod tests {
         }
         assert_eq!(
             next(&facts, &options(Source::Rustup, false)),
-            Ok(Some(Action::RustupTarget))
+            Ok(Some(Action::RustupTarget(KERNEL_TARGET)))
         );
     }
 
@@ -338,7 +368,7 @@ mod tests {
         };
         assert_eq!(
             next(&facts, &options(Source::Rustup, false)),
-            Err(Obstacle::NoRustup)
+            Err(Obstacle::NoRustup(KERNEL_TARGET))
         );
     }
 
@@ -350,7 +380,7 @@ mod tests {
         };
         assert_eq!(
             next(&facts, &options(Source::Auto, true)),
-            Err(Obstacle::NotAllowed(Action::RustupTarget))
+            Err(Obstacle::NotAllowed(Action::RustupTarget(KERNEL_TARGET)))
         );
     }
 }

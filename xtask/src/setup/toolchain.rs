@@ -14,6 +14,9 @@ use crate::process::{Run, find};
 /// The kernels' target.
 pub(crate) const KERNEL_TARGET: &str = "x86_64-unknown-none";
 
+/// The target of what UEFI starts.
+pub(crate) const UEFI_TARGET: &str = "x86_64-unknown-uefi";
+
 /// The oldest compiler that builds the workspace.
 const OLDEST_RUSTC: (u32, u32) = (1, 95);
 
@@ -33,8 +36,6 @@ pub(crate) enum Toolchain {
         rustc: PathBuf,
         /// The package manager that belongs to it.
         cargo: PathBuf,
-        /// A linker: the distribution ships no `rust-lld`.
-        linker: PathBuf,
     },
 }
 
@@ -61,13 +62,12 @@ impl Toolchain {
             return Ok(Self::Ready);
         }
         let rustc = Path::new(DISTRIBUTION_BIN).join("rustc");
-        let Some(linker) = find("ld.lld") else {
+        if find("ld.lld").is_none() {
             bail!("`ld.lld` is not in PATH");
-        };
+        }
         Ok(Self::FromSource {
             rustc,
             cargo: Path::new(DISTRIBUTION_BIN).join("cargo"),
-            linker,
         })
     }
 
@@ -89,13 +89,24 @@ impl Toolchain {
 
     /// A cargo command in the workspace for the kernels' target.
     pub(crate) fn kernel_cargo(&self, command: &str) -> Run {
-        let run = self.cargo(command).arguments(["--target", KERNEL_TARGET]);
+        self.cross_cargo(command, KERNEL_TARGET, "ld.lld")
+    }
+
+    /// A cargo command in the workspace for what UEFI starts.
+    pub(crate) fn uefi_cargo(&self, command: &str) -> Run {
+        self.cross_cargo(command, UEFI_TARGET, "lld-link")
+    }
+
+    /// A cargo command for `target`. The distribution ships no `rust-lld`, but `linker`.
+    fn cross_cargo(&self, command: &str, target: &str, linker: &str) -> Run {
+        let run = self.cargo(command).arguments(["--target", target]);
+        let variable = target.to_uppercase().replace('-', "_");
         match self {
             Self::Ready => run,
-            Self::FromSource { linker, .. } => run
+            Self::FromSource { .. } => run
                 .arguments(["-Zbuild-std=core,alloc,compiler_builtins"])
                 .set("RUSTC_BOOTSTRAP", "1")
-                .set("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", linker),
+                .set(format!("CARGO_TARGET_{variable}_LINKER"), linker),
         }
     }
 
@@ -108,10 +119,10 @@ impl Toolchain {
     }
 }
 
-/// Whether `rustc` has core for the kernels' target.
-pub(super) fn has_target(rustc: &Path) -> bool {
+/// Whether `rustc` has core for `target`.
+pub(crate) fn has_target(rustc: &Path, target: &str) -> bool {
     let Ok(told) = Run::new(rustc)
-        .arguments(["--print", "target-libdir", "--target", KERNEL_TARGET])
+        .arguments(["--print", "target-libdir", "--target", target])
         .directory(paths::workspace())
         .deadline(Duration::from_secs(20))
         .succeed(|_| ())

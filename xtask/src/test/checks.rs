@@ -12,8 +12,11 @@ use crate::fuzz;
 use crate::mutants::{self, Driver};
 use crate::paths;
 use crate::process::Run;
-use crate::setup::Toolchain;
+use crate::setup::{Tool, Toolchain, UEFI_TARGET};
 use crate::ui::{Screen, Step};
+
+/// The package that is for UEFI only.
+const UEFI_PACKAGE: &str = "uefi-boot";
 
 /// Packages that are for the kernels' target only.
 const KERNEL_PACKAGES: [&str; 5] = ["alpha", "beta", "minimal", "moves", "baton-support"];
@@ -60,6 +63,12 @@ pub(super) const ALL: &[Check] = &[
         about: "clippy has nothing to say about host code",
         long: false,
         work: lint_host,
+    },
+    Check {
+        name: "lint-uefi",
+        about: "clippy has nothing to say about what UEFI starts",
+        long: true,
+        work: lint_uefi,
     },
     Check {
         name: "lint-kernels",
@@ -198,9 +207,10 @@ fn not_run(why: &str) -> Tally {
     }
 }
 
-/// `--workspace` without what is for the kernels' target only.
+/// `--workspace` without what is for the kernels' target, or UEFI, only.
 fn host(run: Run) -> Run {
-    let excluded = KERNEL_PACKAGES.iter().flat_map(|name| ["--exclude", name]);
+    let packages = KERNEL_PACKAGES.iter().chain([&UEFI_PACKAGE]);
+    let excluded = packages.flat_map(|name| ["--exclude", name]);
     run.arguments(["--workspace"]).arguments(excluded)
 }
 
@@ -234,6 +244,17 @@ fn lint_kernels(job: &Job<'_>) -> Result<Tally> {
             .arguments(packages)
             .arguments(["--", "-D", "warnings"]),
     )
+}
+
+fn lint_uefi(job: &Job<'_>) -> Result<Tally> {
+    if !job.has("clippy") {
+        return Ok(not_run("clippy is not installed"));
+    }
+    if !Tool::UefiTarget.is_there() {
+        return Ok(not_run(&format!("there is no {UEFI_TARGET}")));
+    }
+    let run = job.toolchain.uefi_cargo("clippy");
+    job.run(run.arguments(["--package", UEFI_PACKAGE, "--", "-D", "warnings"]))
 }
 
 fn documentation(job: &Job<'_>) -> Result<Tally> {

@@ -118,7 +118,13 @@ pub(crate) fn run(options: &TestOptions, toolchain: &Toolchain, screen: &Screen)
     if !wanted.is_empty() {
         screen.heading("Scenarios");
         let recipes = [&build::KERNELS[..], &[build::MINIMAL]].concat();
-        match build::run(toolchain, &recipes, screen) {
+        let built = build::run(toolchain, &recipes, screen).and_then(|images| {
+            if tools(options).contains(&Tool::UefiTarget) {
+                build::uefi_boot(toolchain, &images, screen)?;
+            }
+            Ok(images)
+        });
+        match built {
             Ok(images) => {
                 for scenario in wanted {
                     let since = Instant::now();

@@ -59,6 +59,12 @@ const UEFI_GRUB: BootPath = BootPath {
     loader: Loader::Multiboot2,
 };
 
+/// Baton's own application, started by UEFI.
+const UEFI: BootPath = BootPath {
+    firmware: Firmware::Ovmf,
+    loader: Loader::Uefi,
+};
+
 /// All of them.
 pub(super) const ALL: &[Scenario] = &[
     Scenario {
@@ -179,11 +185,20 @@ pub(super) const ALL: &[Scenario] = &[
         work: one_swap,
     },
     Scenario {
-        name: "amd-uefi-multiboot2",
-        about: "the same with UEFI and AMD-Vi",
+        name: "uefi",
+        about: "the same, loaded by an application of Baton's that captures what UEFI says",
+        long: true,
+        iommu: Iommu::VtD,
+        boot: UEFI,
+        limit: 240,
+        work: one_swap,
+    },
+    Scenario {
+        name: "amd-uefi",
+        about: "the same with AMD-Vi",
         long: true,
         iommu: Iommu::AmdVi,
-        boot: UEFI_GRUB,
+        boot: UEFI,
         limit: 240,
         work: one_swap,
     },
