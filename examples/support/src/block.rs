@@ -7,7 +7,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use handoff_abi::PhysAddr;
 
 use crate::clock;
-use crate::mark::{WAIT, WAITED, mark};
 use crate::mmio::Mmio;
 use crate::pci::Function;
 use crate::virtio::{ACCESS_PLATFORM, NO_VECTOR, Places, Transport, VERSION_1, VirtioError};
@@ -165,13 +164,10 @@ impl<'a> Block<'a> {
             self.notify.write16(0, 0);
         }
         let mut came = Ok(None);
-        // A disk is always waited for, even where it has been quick.
-        mark::<WAIT>();
-        clock::wait_until(microseconds, || {
+        clock::wait_for_other(microseconds, || {
             came = self.queue.take_used();
             came != Ok(None)
         });
-        mark::<WAITED>();
         if !matches!(came, Ok(Some(_))) {
             self.broken = true;
             return Err(came.map_or(VirtioError::Ring, |_| VirtioError::Timeout));

@@ -117,6 +117,18 @@ impl Deadline {
     }
 }
 
+/// Waits until another processor or a device that works by itself has `done` it, or for
+/// `microseconds`; says whether it was done.
+///
+/// As [`wait_until`], but always counted as one wait, even where the other was quick: how quick depends
+/// on who runs when, and what is counted must not.
+pub fn wait_for_other(microseconds: u64, done: impl FnMut() -> bool) -> bool {
+    mark::<WAIT>();
+    let done = wait_until(microseconds, done);
+    mark::<WAITED>();
+    done
+}
+
 /// Waits until `done`, or for `microseconds`; says whether it was done.
 pub fn wait_until(microseconds: u64, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Deadline::after(microseconds);

@@ -21,7 +21,7 @@ use crate::paths;
 use crate::report;
 use crate::session::{self, Manner, Session};
 use crate::setup::Toolchain;
-use crate::ui::{Screen, duration};
+use crate::ui::{Screen, Step, duration};
 
 /// The most instructions that freeze to first service may take with one request.
 const BUDGET: u64 = 100_000;
@@ -102,6 +102,56 @@ pub(crate) fn run(options: &BenchOptions, toolchain: &Toolchain, screen: &Screen
     Ok(())
 }
 
+/// Counts on machines behind either vendor's remapping hardware, `runs` times each.
+///
+/// # Errors
+/// Where two runs differ in anything.
+pub(crate) fn check_repeats(
+    runs: usize,
+    toolchain: &Toolchain,
+    screen: &Screen,
+    step: &Step,
+) -> Result<()> {
+    let directory = paths::target().join("test/counted");
+    fs::create_dir_all(&directory)?;
+    let plugin = counted::plugin(toolchain, step)?;
+    let images = build::run(toolchain, &build::KERNELS, screen)?;
+    for iommu in [Iommu::VtD, Iommu::AmdVi] {
+        repeat(runs, iommu, &images, &plugin, &directory, step)
+            .with_context(|| iommu.to_string())?;
+    }
+    Ok(())
+}
+
+/// Runs the chain `runs` times on a machine whose time is instructions, and says what it cost: the
+/// same each time, or it is an error.
+fn repeat(
+    runs: usize,
+    iommu: Iommu,
+    images: &Images,
+    plugin: &Path,
+    directory: &Path,
+    step: &Step,
+) -> Result<Vec<counted::Swap>> {
+    let mut all = (1..=runs).map(|run| {
+        let directory = directory.join(format!("counted-{run}"));
+        counted::run(images, iommu, plugin, &directory, step)
+    });
+    let first = all.next().context("there is a first run")??;
+    for (again, run) in all.zip(2..) {
+        let again = again?;
+        if again != first {
+            let file = directory.join("differs.json");
+            fs::write(&file, serde_json::to_string_pretty(&[&first, &again])?)?;
+            bail!(
+                "run {run} is not the same as the first: see {}",
+                paths::shown(&file)
+            );
+        }
+    }
+    Ok(first)
+}
+
 /// The chain on a machine whose time is instructions, more than once.
 fn count(
     options: &BenchOptions,
@@ -111,22 +161,13 @@ fn count(
     screen: &Screen,
 ) -> Result<Vec<counted::Swap>> {
     let step = screen.step(&format!("Swaps, {}, counted", options.iommu));
-    let mut runs = (1..=RUNS).map(|run| {
-        let directory = directory.join(format!("counted-{run}"));
-        counted::run(images, options.iommu, plugin, &directory, &step)
-    });
-    let first = runs.next().context("there is a first run")??;
-    for again in runs {
-        let again = again?;
-        if again != first {
-            fs::write(
-                directory.join("differs.json"),
-                serde_json::to_string_pretty(&[&first, &again])?,
-            )?;
-            step.failed("two runs differ");
-            bail!("two runs differ: see {}", paths::shown(directory));
+    let first = match repeat(RUNS, options.iommu, images, plugin, directory, &step) {
+        Ok(first) => first,
+        Err(error) => {
+            step.failed("not the same in every run");
+            return Err(error);
         }
-    }
+    };
     step.done(&format!("the same in {RUNS} runs"));
     for swap in &first {
         screen.heading(&format!(

@@ -37,6 +37,8 @@ use crate::{clock, console, cpu, mmio, println};
 const LAST_RESORT: u16 = 0x2f8;
 /// The longest handoff these kernels read.
 const LONGEST: usize = 8192;
+/// How long the service processor may take until it waits for the commit, in microseconds.
+const STAND: u64 = 2_000_000;
 /// The kernel's own number, in the exchange, for a start that failed.
 const BRING_UP_FAILED: u32 = 1;
 /// Likewise, for a handoff that turned out to be wrong after `ENTERED`.
@@ -378,6 +380,11 @@ unsafe fn come_up(
     });
     serving::give(Order::Stand);
     processors::assign(kernel.service_cpu, Role::Service);
+    if !clock::wait_for_other(STAND, serving::stands) {
+        return Err(failure!(
+            "the service processor does not wait for the commit"
+        ));
+    }
     control::announce(&kernel);
     kernel.status.enter(state::READY, clock::tsc());
     mark::<READY>();

@@ -65,8 +65,9 @@ impl Deadline for Timer {
     }
 }
 
-/// The clock that bounds a wait for a processor or for another kernel. The wait is over when this is
-/// dropped.
+/// The clock that bounds a wait for a processor or for another kernel. Such a wait is always counted
+/// as one, even where the other was quick: how quick depends on who runs when. It is over when this
+/// is dropped.
 #[derive(Debug, Default)]
 pub struct Patience {
     timer: Timer,
@@ -75,13 +76,13 @@ pub struct Patience {
 
 impl Deadline for Patience {
     fn start(&mut self, microseconds: u32) {
+        if !core::mem::replace(&mut self.waiting, true) {
+            mark::<WAIT>();
+        }
         self.timer.start(microseconds);
     }
 
     fn expired(&mut self) -> bool {
-        if !core::mem::replace(&mut self.waiting, true) {
-            mark::<WAIT>();
-        }
         self.timer.expired()
     }
 }

@@ -150,7 +150,7 @@ pub fn start_state(cpu: ApicId, page_table: u64) -> Option<StartState> {
 /// Waits until a processor that was started or claimed has come up.
 #[must_use]
 pub fn has_come(cpu: ApicId) -> bool {
-    clock::wait_until(ANSWER, || role(cpu) != Role::Absent)
+    clock::wait_for_other(ANSWER, || role(cpu) != Role::Absent)
 }
 
 extern "C" fn start(argument: u64) -> ! {
@@ -238,7 +238,7 @@ pub fn works(cpu: ApicId) -> bool {
     };
     area.result.store(0, Ordering::Relaxed);
     assign(cpu, Role::Work);
-    clock::wait_until(ANSWER, || role(cpu) != Role::Work)
+    clock::wait_for_other(ANSWER, || role(cpu) != Role::Work)
         && area.result.load(Ordering::Relaxed) == answer(cpu)
 }
 

@@ -14,7 +14,7 @@ use spin::{Mutex, Once};
 use super::processors::{Role, role};
 use crate::clock;
 use crate::cpu::{apic_id, wait_for_interrupt};
-use crate::mark::{COMMITTED, FREEZE, SERVED, TAKEN, mark};
+use crate::mark::{COMMITTED, FREEZE, SERVED, TAKEN, WAIT, WAITED, mark};
 use crate::service::Service;
 
 /// How long the service may take to come to rest, in microseconds.
@@ -81,6 +81,8 @@ const ORDERS: [Order; 15] = [
 static ORDER: AtomicU32 = AtomicU32::new(Order::Stand as u32);
 /// Whether the service processor spins for a commit.
 static EXPECTS: AtomicBool = AtomicBool::new(false);
+/// Whether it waits, halted, for a commit that nobody has announced.
+static STANDS: AtomicBool = AtomicBool::new(false);
 static FROZEN_AT: AtomicU64 = AtomicU64::new(0);
 static COMMITTED_AT: AtomicU64 = AtomicU64::new(0);
 static SERVED_AT: AtomicU64 = AtomicU64::new(0);
@@ -108,6 +110,12 @@ pub fn give(order: Order) {
 #[must_use]
 pub fn expects() -> bool {
     EXPECTS.load(Ordering::Acquire)
+}
+
+/// Whether the service processor waits, halted, for a commit that nobody has announced yet.
+#[must_use]
+pub fn stands() -> bool {
+    STANDS.load(Ordering::Acquire)
 }
 
 /// Gives the service processor the right to commit.
@@ -201,11 +209,16 @@ pub fn run(service: &mut Service<'static>) {
             }
             Order::Rest => give(Order::Resting),
             Order::Thaw | Order::Commit => give(Order::Thawed),
-            now @ (Order::Resting
-            | Order::Stand
-            | Order::Frozen
-            | Order::Committed
-            | Order::Held) => {
+            Order::Stand => {
+                // Whoever sees that it stands may end what is counted: the rest of the way into the
+                // wait belongs to the wait.
+                mark::<WAIT>();
+                STANDS.store(true, Ordering::Release);
+                wait_for_interrupt(|| order() != Order::Stand || role(apic_id()) != Role::Service);
+                STANDS.store(false, Ordering::Release);
+                mark::<WAITED>();
+            }
+            now @ (Order::Resting | Order::Frozen | Order::Committed | Order::Held) => {
                 wait_for_interrupt(|| order() != now || role(apic_id()) != Role::Service);
             }
         }
