@@ -179,6 +179,25 @@ pub(crate) fn maps_identically(memory: PhysRange, translate: impl Fn(u64) -> Opt
     true
 }
 
+/// The first part of `memory` whose pages are not translated.
+pub(crate) fn first_unmapped(
+    memory: PhysRange,
+    translate: impl Fn(u64) -> Option<Leaf>,
+) -> Option<PhysRange> {
+    let (mut at, end) = (memory.base().0, memory.end().0);
+    while at < end {
+        match translate(at) {
+            Some(leaf) => at = leaf.iova.saturating_add(leaf.memory.length()),
+            None => break,
+        }
+    }
+    let base = at;
+    while at < end && translate(at).is_none() {
+        at = (at & !(FRAME_SIZE - 1)).saturating_add(FRAME_SIZE);
+    }
+    (base < end).then(|| PhysRange::from_bounds(PhysAddr(base), PhysAddr(at.min(end))))
+}
+
 /// What a mapping must keep to, whichever domain it is in.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {

@@ -396,6 +396,14 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
         either!(self, unit => unit.translate(domain, iova))
     }
 
+    /// The first part of `memory` that a domain does not translate at the device addresses equal to
+    /// physical ones; `None` where it translates all, and where there is no such domain. It is for
+    /// what firmware reserves for a device: map what is named until nothing is.
+    #[must_use]
+    pub fn first_unmapped(&self, domain: DomainId, memory: PhysRange) -> Option<PhysRange> {
+        either!(self, unit => unit.first_unmapped(domain, memory))
+    }
+
     /// Calls `each` for every leaf of a domain, lowest device address first, until it says
     /// `false`. Returns whether all were seen; `false` also where there is no such domain.
     pub fn for_each_leaf(&self, domain: DomainId, each: impl FnMut(Leaf) -> bool) -> bool {

@@ -33,6 +33,8 @@ mod in_flight;
 mod moves;
 #[path = "both/random.rs"]
 mod random;
+#[path = "both/reserved.rs"]
+mod reserved;
 #[path = "both/rig.rs"]
 mod rig;
 #[path = "both/rogue.rs"]

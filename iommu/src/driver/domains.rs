@@ -3,7 +3,7 @@
 use handoff_abi::{DomainId, PhysAddr, PhysRange};
 
 use super::{Driver, Vendor};
-use crate::domain::Bounds;
+use crate::domain::{Bounds, first_unmapped};
 use crate::paging::{Leaf, Mapper, for_leaves, translate};
 use crate::{Access, DomainError, MapError, Pending, TableMemory, UnmapError};
 
@@ -117,6 +117,18 @@ impl<V: Vendor, M: TableMemory> Driver<V, M> {
             return None;
         }
         translate::<_, V::Entry>(&self.tables, self.vendor.shape(root), iova)
+    }
+
+    /// The first part of `memory` that a domain does not translate at the device addresses equal to
+    /// physical ones; `None` where it translates all, and where there is no such domain.
+    ///
+    /// It is for what firmware reserves for a device, which may lie in memory that is mapped already:
+    /// what is named is to be mapped, until nothing is. That the rest is mapped as it must be,
+    /// [`attach_reserved`](Self::attach_reserved) says.
+    #[must_use]
+    pub fn first_unmapped(&self, domain: DomainId, memory: PhysRange) -> Option<PhysRange> {
+        self.domains.get(domain)?;
+        first_unmapped(memory, |at| self.translate(domain, at))
     }
 
     /// Calls `each` for every leaf of a domain, lowest device address first, until it says

@@ -101,6 +101,20 @@ impl Fence {
         )
     }
 
+    /// See [`Unit::attach_reserved`]. A host's driver maps what it is told to, and is not asked.
+    pub fn attach_reserved(
+        &mut self,
+        requester: RequesterId,
+        domain: DomainId,
+        reserved: &[PhysRange],
+    ) -> Result<Pending, Failure> {
+        both!(
+            self,
+            unit => unit.attach_reserved(requester, domain, reserved),
+            managed => done(managed.attach(requester, domain))
+        )
+    }
+
     /// See [`Unit::block`].
     pub fn block(&mut self, requester: RequesterId) -> Result<Pending, Failure> {
         both!(

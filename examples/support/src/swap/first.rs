@@ -32,7 +32,7 @@ use super::launch::{function_number, timing};
 use super::misbehave::Misbehaviour;
 use super::processors::{self, Role};
 use super::remapping::{Remapping, arena_length, vendor};
-use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, plug, serving, work};
+use super::{WORKLOAD_DOMAIN, devices, domain_of, own_devices, plug, reserved, serving, work};
 use crate::boot::{BootInfo, Image, LOAD_OFFSET};
 use crate::memory::Carver;
 use crate::paging::Access;
@@ -382,10 +382,13 @@ fn fence(
     // SAFETY: firmware's table names the window, just mapped by `Topology::scan`; the arena is the
     // baton's and nobody else's.
     let (registers, memory, timer) = unsafe { unit_parts(kernel.unit_window, kernel.baton.iommu) };
-    let limit = kernel
-        .memory_of(kernel.owner())
-        .last()
-        .map_or(FOUR_GIB, |range| range.end().0);
+    let endpoints: Vec<_> = topology.endpoints().collect();
+    let limit = reserved::of(&remapping, topology, &endpoints)
+        .iter()
+        .chain(kernel.memory_of(kernel.owner()).last())
+        .map(|range| range.end().0)
+        .max()
+        .unwrap_or(FOUR_GIB);
     let unit = Unit::prepare(
         registers,
         memory,
@@ -437,10 +440,12 @@ fn fence(
         } else {
             mine
         };
+        let reserved = reserved::of(&remapping, topology, &[function]);
+        reserved::map(kernel, domain, &reserved)?;
         for requester in requesters {
             if kernel.unit()?.domain_of(requester).is_none() {
                 let unit = kernel.unit()?;
-                let pending = unit.attach(requester, domain)?;
+                let pending = unit.attach_reserved(requester, domain, &reserved)?;
                 unit.flush(pending)?;
             }
         }

@@ -21,7 +21,7 @@ use super::kernel::{Failure, Kernel, Patience, failure, page_of};
 use super::load::load;
 use super::processors::{self, Role};
 use super::undo::undo;
-use super::{devices, modules, own_devices};
+use super::{devices, modules, own_devices, reserved};
 use crate::mark::{FENCE, FENCED, LAUNCH, mark};
 use crate::{clock, mmio, println};
 
@@ -354,6 +354,8 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
     for &range in plan.memory() {
         kernel.map_dma(domain, range)?;
     }
+    let kept = reserved::of_plan(&plan);
+    reserved::map(kernel, domain, &kept)?;
     let first = plan.cpus().first().copied().unwrap_or(ApicId(0));
     let mut handles = Vec::new();
     let mut pending = clear_interrupts(kernel, &functions)?;
@@ -380,6 +382,7 @@ fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
     let method = kernel
         .unit()?
         .move_devices(&requesters, Some(domain), pending)?;
+    reserved::unmap(kernel, kernel.domain, &kept)?;
     kernel.faults.forget(&requesters);
     println!(
         "@fence partition={partition} devices={} method={method:?}",

@@ -32,6 +32,7 @@ pub mod plug;
 pub mod processors;
 pub mod reclaim;
 pub mod remapping;
+pub mod reserved;
 pub mod serving;
 pub mod spoil;
 pub mod undo;

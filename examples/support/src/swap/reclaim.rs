@@ -21,7 +21,7 @@ use super::launch::{clear_interrupts, function_number};
 use super::processors::{self, Role};
 use super::remapping::Remapping;
 use super::undo::claim;
-use super::{devices, domain_of, own_devices, serving};
+use super::{devices, domain_of, own_devices, reserved, serving};
 use crate::mark::{RECLAIM, RECLAIMED, mark};
 use crate::paging::Access;
 use crate::{clock, mmio, println};
@@ -44,7 +44,8 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
     let bytes = unsafe { copy_out(kernel.baton.capture) };
     let captured = Capture::parse(&bytes)?;
     let topology = Topology::scan(kernel, &captured)?;
-    if Remapping::needed(&captured)?.unit()?.kind != record.kind() {
+    let remapping = Remapping::needed(&captured)?;
+    if remapping.unit()?.kind != record.kind() {
         return Err(failure!("the handoff's unit is not of the machine's kind"));
     }
     // SAFETY: the captured tables name the window, just mapped; the arena is the baton's, and
@@ -60,7 +61,7 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
         &record,
         Config::default(),
         |reach| {
-            let allowed = allowed(&view, &topology, reach);
+            let allowed = allowed(&view, &remapping, &topology, reach);
             if !allowed {
                 println!("@disallowed text=\"{reach}\"");
             }
@@ -77,13 +78,23 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether what the tables allow is what the ledger allows: a device reaches its owner's memory,
+/// Whether what the tables allow is what the ledger allows: a device reaches its owner's memory and
+/// what firmware reserves for its owner's devices,
 /// and interrupts go to processors of whoever runs its owner.
-fn allowed(view: &LedgerView<'_>, topology: &Topology, reach: &Reach) -> bool {
-    let owner_of = |requester: RequesterId| {
+fn allowed(
+    view: &LedgerView<'_>,
+    remapping: &Remapping<'_>,
+    topology: &Topology,
+    reach: &Reach,
+) -> bool {
+    let functions = |requester: RequesterId| {
         topology
             .endpoints()
-            .find(|&function| topology.requesters(function).contains(&requester))
+            .filter(move |&function| topology.requesters(function).contains(&requester))
+    };
+    let owner_of = |requester: RequesterId| {
+        functions(requester)
+            .next()
             .and_then(|function| view.find(resource::FUNCTION, function_number(function), 1))
             .map(|entry| entry.word.owner)
     };
@@ -92,7 +103,9 @@ fn allowed(view: &LedgerView<'_>, topology: &Topology, reach: &Reach) -> bool {
             requester: Some(requester),
             memory,
             ..
-        } => owner_of(requester).is_some_and(|owner| covers(view, owner, memory)),
+        } => owner_of(requester).is_some_and(|owner| {
+            covers(view, owner, memory) || keeps(view, remapping, topology, owner, memory)
+        }),
         // Nobody reaches a domain without devices.
         Reach::Memory {
             requester: None, ..
@@ -111,6 +124,27 @@ fn allowed(view: &LedgerView<'_>, topology: &Topology, reach: &Reach) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether firmware has all of this memory reserved for devices of an owner: whatever is in one
+/// domain reaches it alike.
+fn keeps(
+    view: &LedgerView<'_>,
+    remapping: &Remapping<'_>,
+    topology: &Topology,
+    owner: Owner,
+    memory: PhysRange,
+) -> bool {
+    let theirs: Vec<_> = topology
+        .endpoints()
+        .filter(|&function| {
+            view.find(resource::FUNCTION, function_number(function), 1)
+                .is_some_and(|entry| entry.word.owner == owner)
+        })
+        .collect();
+    reserved::of(remapping, topology, &theirs)
+        .iter()
+        .any(|range| range.contains_range(memory))
 }
 
 /// Whether the owner has all of this memory, in as many entries as it takes.
@@ -258,6 +292,12 @@ fn take_devices(
     let bytes = unsafe { copy_out(kernel.baton.capture) };
     let captured = Capture::parse(&bytes)?;
     let topology = Topology::scan(kernel, &captured)?;
+    let remapping = Remapping::needed(&captured)?;
+    reserved::map(
+        kernel,
+        mine,
+        &reserved::of(&remapping, &topology, functions),
+    )?;
     let mut requesters = Vec::new();
     devices::quiesce(functions)?;
     let pending = clear_interrupts(kernel, functions)?;

@@ -2,11 +2,10 @@
 
 use handoff_abi::ApicId;
 
-use super::devices;
 use super::kernel::{DMA_FLOOR, Failure, Kernel, Patience, failure};
 use super::launch::{Launched, PARK, Stage, clear_interrupts, functions, requesters};
-use super::own_devices;
 use super::processors::{self, Role};
+use super::{devices, own_devices, reserved};
 use crate::{clock, println};
 
 /// Takes everything back from a partition, however far it came: its processors are taken, its
@@ -86,6 +85,7 @@ fn take_devices_back(kernel: &mut Kernel, launched: &Launched) -> Result<(), Fai
     devices::quiesce(&functions)?;
     let pending = clear_interrupts(kernel, &functions)?;
     let mine = kernel.domain;
+    reserved::map(kernel, mine, &reserved::of_plan(&launched.plan))?;
     let requesters = requesters(&launched.plan);
     kernel
         .unit()?
