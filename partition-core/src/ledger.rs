@@ -14,6 +14,9 @@ use handoff_abi::{
 
 use crate::cpu::CpuStopped;
 
+#[cfg(test)]
+mod tests;
+
 /// Why the ledger could not be read or changed. It is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -59,8 +62,6 @@ pub enum LedgerError {
     /// A processor of the partition has not been proved stopped, so nothing it can reach can be
     /// given to anybody else.
     CpuRuns(ApicId),
-    /// Stewardship does not follow that workload, or not to that partition.
-    NotArmed,
     /// Somebody else changed the word in between.
     Raced {
         /// The slot.
@@ -85,9 +86,6 @@ impl fmt::Display for LedgerError {
             Self::OutsideSlot { slot } => write!(f, "the part is not inside ledger slot {slot}"),
             Self::Owner { slot, found } => write!(f, "ledger slot {slot} belongs to {found}"),
             Self::CpuRuns(cpu) => write!(f, "processor {cpu} has not been proved stopped"),
-            Self::NotArmed => {
-                f.write_str("stewardship does not follow that workload to that partition")
-            }
             Self::Raced { slot } => write!(f, "ledger slot {slot} was changed by somebody else"),
         }
     }
@@ -225,6 +223,18 @@ impl<'a> LedgerView<'a> {
             .filter(move |entry| entry.word.owner == owner)
     }
 
+    /// Every processor that this owner may use: one that it owns, and one whose transfer to it has
+    /// taken effect.
+    fn processors(self, owner: Owner) -> impl Iterator<Item = ApicId> + use<'a> {
+        self.entries()
+            .filter(move |entry| {
+                let word = entry.word;
+                let coming = word.phase == Phase::Effect && word.next == owner;
+                entry.kind == resource::CPU && (word.owner == owner || coming)
+            })
+            .map(|entry| ApicId(entry.base as u32))
+    }
+
     /// The entry that holds all of this resource.
     #[must_use]
     pub fn find(self, kind: u32, base: u64, length: u64) -> Option<Entry> {
@@ -305,9 +315,7 @@ impl<'a> Steward<'a> {
         let old = view.steward();
         if old != me {
             let running = view
-                .owned_by(Owner::Partition(old))
-                .filter(|entry| entry.kind == resource::CPU)
-                .map(|entry| ApicId(entry.base as u32))
+                .processors(Owner::Partition(old))
                 .find(|cpu| !proofs.iter().any(|proof| proof.cpu() == *cpu));
             if let Some(cpu) = running {
                 return Err(LedgerError::CpuRuns(cpu));
@@ -636,13 +644,8 @@ impl<'a> Steward<'a> {
     /// [`LedgerError::CpuRuns`] where a processor has not been released.
     pub fn inherit(&mut self, from: PartitionId, heir: Owner) -> Result<usize, LedgerError> {
         self.check()?;
-        let owner = Owner::Partition(from);
-        if let Some(cpu) = self
-            .view()
-            .owned_by(owner)
-            .find(|entry| entry.kind == resource::CPU)
-        {
-            return Err(LedgerError::CpuRuns(ApicId(cpu.base as u32)));
+        if let Some(cpu) = self.view().processors(Owner::Partition(from)).next() {
+            return Err(LedgerError::CpuRuns(cpu));
         }
         self.give_all(from, heir)
     }
@@ -653,18 +656,18 @@ impl<'a> Steward<'a> {
         let mut count = 0;
         for entry in self.view().entries() {
             let word = entry.word;
-            if word.owner == owner {
-                match word.phase {
-                    Phase::Intent => self.undo(entry.slot)?,
-                    Phase::Effect => self.complete(entry.slot)?,
-                    _ => {}
-                }
-                if self.entry(entry.slot)?.word.owner == owner {
-                    self.transfer(entry.slot, heir)?;
-                    count += 1;
-                }
-            } else if word.next == owner && word.phase == Phase::Intent {
-                self.undo(entry.slot)?;
+            if word.owner != owner && word.next != owner {
+                continue;
+            }
+            match word.phase {
+                Phase::Intent => self.undo(entry.slot)?,
+                Phase::Effect => self.complete(entry.slot)?,
+                _ => {}
+            }
+            // Once no transfer is under way, what the partition may use is just what it owns.
+            if self.entry(entry.slot)?.word.owner == owner {
+                self.transfer(entry.slot, heir)?;
+                count += 1;
             }
         }
         Ok(count)
