@@ -187,8 +187,7 @@ impl<M: ReadPhys> SetupData<M> {
         self.memory
             .read(data.base(), &mut bytes)
             .map_err(|_| SetupError::Indirect { header })?;
-        let raw =
-            IndirectRaw::read_from_bytes(&bytes).map_err(|_| SetupError::Indirect { header })?;
+        let raw: IndirectRaw = zerocopy::transmute!(bytes);
         let kind = raw.kind.get() & !Self::INDIRECT;
         if kind == 0 {
             return Err(SetupError::Indirect { header });
@@ -217,13 +216,10 @@ impl<M: ReadPhys> Iterator for SetupData<M> {
         }
         self.followed = self.followed.saturating_add(1);
         let mut bytes = [0; size_of::<HeaderRaw>()];
-        let unreadable = SetupError::Unreadable { header };
         if self.memory.read(header, &mut bytes).is_err() {
-            return Some(Err(unreadable));
+            return Some(Err(SetupError::Unreadable { header }));
         }
-        let Ok(raw) = HeaderRaw::read_from_bytes(&bytes) else {
-            return Some(Err(unreadable));
-        };
+        let raw: HeaderRaw = zerocopy::transmute!(bytes);
         self.next = PhysAddr(raw.next.get());
         Some(self.item(header, &raw))
     }

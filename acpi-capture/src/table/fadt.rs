@@ -4,7 +4,6 @@ use core::mem::offset_of;
 
 use bitflags::bitflags;
 use handoff_abi::PhysAddr;
-use zerocopy::FromBytes;
 
 use super::raw::{FadtRaw, GasRaw};
 use super::{Sdt, Signature, TableError};
@@ -188,13 +187,7 @@ impl<'a> Fadt<'a> {
         for (to, &from) in whole.iter_mut().zip(sdt.bytes().iter().take(whole_fields)) {
             *to = from;
         }
-        let Ok(raw) = FadtRaw::read_from_bytes(&whole) else {
-            return Err(TableError::Truncated {
-                table: Signature::FADT,
-                needed: size_of::<FadtRaw>(),
-                have,
-            });
-        };
+        let raw = zerocopy::transmute!(whole);
         Ok(Self { sdt, raw })
     }
 

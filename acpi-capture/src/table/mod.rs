@@ -310,7 +310,7 @@ impl<'a> Sdt<'a> {
     /// The fixed structure at the table's start, where the table is that long and has that
     /// signature.
     pub(crate) fn fixed<T: FromBytes>(&self, expected: Signature) -> Result<T, TableError> {
-        let table = self.expect(expected, size_of::<T>())?;
+        let table = self.expect(expected, 0)?;
         match T::read_from_prefix(table.bytes) {
             Ok((fixed, _)) => Ok(fixed),
             Err(_) => Err(TableError::Truncated {

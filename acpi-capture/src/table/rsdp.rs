@@ -3,7 +3,6 @@
 use core::fmt;
 
 use handoff_abi::PhysAddr;
-use zerocopy::FromBytes;
 
 use super::checksum;
 use super::raw::RsdpRaw;
@@ -96,12 +95,7 @@ impl Rsdp {
         for (to, &from) in whole.iter_mut().zip(bytes) {
             *to = from;
         }
-        let Ok(raw) = RsdpRaw::read_from_bytes(&whole) else {
-            return Err(RsdpError::Truncated {
-                needed: Self::LENGTH_V2,
-                have: bytes.len(),
-            });
-        };
+        let raw: RsdpRaw = zerocopy::transmute!(whole);
         if raw.signature != *b"RSD PTR " {
             return Err(RsdpError::Signature {
                 found: raw.signature,

@@ -310,3 +310,67 @@ fn uefi_memory_is_usable_only_where_firmware_lets_go_of_it() {
     let region = UefiDescriptors::parse(&bytes, 40).unwrap().next().unwrap();
     assert_eq!(region.kind, MemoryKind::Reserved);
 }
+
+#[test]
+fn a_number_of_the_system_address_map_means_what_the_specification_says() {
+    // ACPI 6.5, table 15.5, and Linux's number for memory for a specific purpose.
+    for (number, kind, back) in [
+        (0, MemoryKind::Reserved, 2),
+        (1, MemoryKind::Usable, 1),
+        (2, MemoryKind::Reserved, 2),
+        (3, MemoryKind::AcpiReclaimable, 3),
+        (4, MemoryKind::AcpiNvs, 4),
+        (5, MemoryKind::Unusable, 5),
+        (6, MemoryKind::Reserved, 2),
+        (7, MemoryKind::Persistent, 7),
+        (8, MemoryKind::Reserved, 2),
+        // A kernel that does not know Linux's number must not take such memory for its own.
+        (0xefff_ffff, MemoryKind::SpecificPurpose, 2),
+    ] {
+        assert_eq!(MemoryKind::from_e820(number), kind, "{number}");
+        assert_eq!(kind.to_e820(), back, "{kind}");
+    }
+    assert_eq!(MemoryKind::Runtime.to_e820(), 2);
+    assert_eq!(MemoryKind::from_uefi(6, 1 << 3), MemoryKind::Runtime);
+    assert_eq!(MemoryKind::from_uefi(14, 1 << 3), MemoryKind::Persistent);
+}
+
+#[test]
+fn a_range_is_all_of_a_kind_where_no_byte_of_it_is_another() {
+    let region = |start, end, kind| MemoryRegion {
+        range: range(start, end),
+        kind,
+    };
+    let map = MemoryMap::<8>::from_regions([
+        region(0x1000, 0x3000, MemoryKind::Usable),
+        region(0x3000, 0x4000, MemoryKind::Reserved),
+    ])
+    .unwrap();
+    assert!(map.is_all(range(0x1000, 0x3000), MemoryKind::Usable));
+    assert!(map.is_all(range(0x2fff, 0x3000), MemoryKind::Usable));
+    assert!(map.is_all(range(0x3000, 0x4000), MemoryKind::Reserved));
+    assert!(!map.is_all(range(0x3000, 0x4000), MemoryKind::Usable));
+    assert!(!map.is_all(range(0x2fff, 0x3001), MemoryKind::Usable));
+    assert!(!map.is_all(range(0xfff, 0x1001), MemoryKind::Usable));
+    assert!(!map.is_all(range(0x8000, 0x8001), MemoryKind::Usable));
+    assert!(map.is_all(range(0x8000, 0x8000), MemoryKind::Usable));
+    assert_ne!(map, MemoryMap::default());
+    assert!(MemoryMap::<8>::default().regions().is_empty());
+}
+
+#[test]
+fn no_memory_is_found_for_nothing_or_at_an_alignment_that_is_none() {
+    let map = MemoryMap::<4>::from_regions([MemoryRegion {
+        range: range(0x1000, 0x9000),
+        kind: MemoryKind::Usable,
+    }])
+    .unwrap();
+    let everywhere = range(0, 0x1_0000);
+    assert_eq!(map.find_usable(0, 0x1000, everywhere), None);
+    assert_eq!(map.find_usable(0x1000, 0, everywhere), None);
+    assert_eq!(map.find_usable(0x1000, 3, everywhere), None);
+    assert_eq!(
+        map.find_usable(0x1000, 0x1000, everywhere),
+        Some(range(0x8000, 0x9000))
+    );
+}

@@ -138,3 +138,24 @@ fn a_header_is_read_once_and_its_data_not_at_all() {
     assert_eq!(SetupData::new(&counted, PhysAddr(0x1000)).count(), 2);
     assert_eq!(counted.1.get(), 32);
 }
+
+#[test]
+fn each_kind_has_its_number() {
+    for (number, kind) in [
+        (1, SetupKind::E820Extension),
+        (2, SetupKind::DeviceTree),
+        (3, SetupKind::PciRom),
+        (4, SetupKind::Efi),
+        (5, SetupKind::AppleProperties),
+        (6, SetupKind::Jailhouse),
+        (7, SetupKind::ConfidentialComputing),
+        (8, SetupKind::Ima),
+        (9, SetupKind::RngSeed),
+        (10, SetupKind::KexecHandover),
+        (11, SetupKind::Unknown(11)),
+    ] {
+        let mut memory = Memory::default();
+        memory.put(0x1000, setup_data(0, number, &[1]));
+        assert_eq!(items(&memory, 0x1000)[0].unwrap().kind, kind);
+    }
+}

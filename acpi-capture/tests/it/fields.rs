@@ -1,0 +1,374 @@
+//! Every field is where the specification has it, and every number means what it says there.
+
+use acpi_capture::table::*;
+use acpi_capture::*;
+use handoff_abi::{PciFunction, PhysAddr, RequesterId, ScopeKind, UnitKind};
+
+use crate::build::{self, Bytes, fix_sum, sdt};
+use crate::build_small;
+
+#[test]
+fn a_table_gives_back_its_own_bytes_and_header() {
+    let dmar = build::dmar(39, 0, &[]);
+    let fadt = build::fadt((0, 0), (0, 0));
+    let hmat = build_small::hmat_sample();
+    let ivrs = build::ivrs(&[]);
+    let slit = build::slit(&[vec![10]]);
+    let spcr = build_small::spcr(4, b".");
+    let srat = build::srat(3, &[]);
+    let dbg2 = build_small::dbg2(&[]);
+    let xsdt = build::xsdt(&[0x1000]);
+    for (sdt, table) in [
+        (Dmar::parse(&dmar).unwrap().sdt(), &dmar),
+        (Fadt::parse(&fadt).unwrap().sdt(), &fadt),
+        (Hmat::parse(&hmat).unwrap().sdt(), &hmat),
+        (Ivrs::parse(&ivrs).unwrap().sdt(), &ivrs),
+        (Slit::parse(&slit).unwrap().sdt(), &slit),
+        (Spcr::parse(&spcr).unwrap().sdt(), &spcr),
+        (Srat::parse(&srat).unwrap().sdt(), &srat),
+        (Dbg2::parse(&dbg2).unwrap().sdt(), &dbg2),
+        (RootTable::parse(&xsdt).unwrap().sdt(), &xsdt),
+    ] {
+        assert_eq!(sdt.bytes(), table);
+        assert_eq!(sdt.body(), &table[36..]);
+        assert_eq!(sdt.signature().0, table[..4]);
+        assert_eq!(sdt.revision(), table[8]);
+        assert_eq!(sdt.oem_id(), *b"VENDOR");
+        assert_eq!(sdt.oem_table_id(), *b"MACHINE\0");
+        assert_eq!(sdt.oem_revision(), 7);
+    }
+}
+
+#[test]
+fn a_table_shorter_than_its_fixed_part_is_refused_with_both_lengths() {
+    let table = sdt(b"HPET", 1, &[0; 19]);
+    assert_eq!(
+        Hpet::parse(&table).unwrap_err(),
+        TableError::Truncated {
+            table: Signature::HPET,
+            needed: 56,
+            have: 55
+        }
+    );
+}
+
+#[test]
+fn a_console_has_each_rate_of_the_specification() {
+    for (number, rate) in [
+        (0, None),
+        (3, Some(9600)),
+        (4, Some(19200)),
+        (5, None),
+        (6, Some(57600)),
+        (7, Some(115_200)),
+    ] {
+        let mut table = build_small::spcr(2, b"");
+        table[58] = number;
+        fix_sum(&mut table, 9);
+        assert_eq!(Spcr::parse(&table).unwrap().baud_rate(), rate, "{number}");
+    }
+}
+
+#[test]
+fn a_matrix_measures_what_its_number_says() {
+    for (number, measure) in [
+        (0, Measure::AccessLatency),
+        (1, Measure::ReadLatency),
+        (2, Measure::WriteLatency),
+        (3, Measure::AccessBandwidth),
+        (4, Measure::ReadBandwidth),
+        (5, Measure::WriteBandwidth),
+        (6, Measure::Unknown(6)),
+    ] {
+        let matrix = build_small::hmat_matrix(number, 1, &[0], &[0], &[1]);
+        let table = build_small::hmat(&[matrix]);
+        let hmat = Hmat::parse(&table).unwrap();
+        let Some(Ok(HmatStructure::Performance(matrix))) = hmat.structures().next() else {
+            panic!("a matrix")
+        };
+        assert_eq!(matrix.measure, measure);
+    }
+}
+
+/// Register blocks, where their port, their length and their extended address are (ACPI 6.5,
+/// table 5.9).
+const BLOCKS: [(FadtBlock, usize, usize, usize); 8] = [
+    (FadtBlock::Pm1aEvent, 56, 88, 148),
+    (FadtBlock::Pm1bEvent, 60, 88, 160),
+    (FadtBlock::Pm1aControl, 64, 89, 172),
+    (FadtBlock::Pm1bControl, 68, 89, 184),
+    (FadtBlock::Pm2Control, 72, 90, 196),
+    (FadtBlock::PmTimer, 76, 91, 208),
+    (FadtBlock::Gpe0, 80, 92, 220),
+    (FadtBlock::Gpe1, 84, 93, 232),
+];
+
+#[test]
+fn each_register_block_is_where_its_fields_say() {
+    let with = |fields: &[(usize, &[u8])]| {
+        let mut table = build::fadt((0, 0), (0, 0));
+        for &(at, bytes) in fields {
+            table[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        fix_sum(&mut table, 9);
+        table
+    };
+    let extended = build_small::register(0, 32, 0x1_2345_6780);
+    for (block, port_at, length_at, extended_at) in BLOCKS {
+        let port = 0x0608_u32.to_le_bytes();
+        let table = with(&[(port_at, &port), (length_at, &[4])]);
+        let fadt = Fadt::parse(&table).unwrap();
+        assert_eq!(
+            fadt.block(block),
+            Some(GenericAddress {
+                space: 1,
+                bit_width: 32,
+                bit_offset: 0,
+                access_size: 0,
+                address: 0x608
+            })
+        );
+        for (other, ..) in BLOCKS.into_iter().filter(|other| other.0 != block) {
+            assert_eq!(fadt.block(other), None, "{block:?} is not {other:?}");
+        }
+        // The extended address goes first.
+        let table = with(&[
+            (port_at, &port),
+            (length_at, &[4]),
+            (extended_at, &extended),
+        ]);
+        let found = Fadt::parse(&table).unwrap().block(block).unwrap();
+        assert_eq!((found.space, found.address), (0, 0x1_2345_6780));
+    }
+    for (block, at) in [
+        (FadtBlock::SleepControl, 244),
+        (FadtBlock::SleepStatus, 256),
+    ] {
+        let table = with(&[(at, &extended)]);
+        let fadt = Fadt::parse(&table).unwrap();
+        assert_eq!(fadt.block(block).unwrap().address, 0x1_2345_6780);
+        assert_eq!(fadt.block(FadtBlock::Gpe1), None);
+        let table = with(&[]);
+        assert_eq!(Fadt::parse(&table).unwrap().block(block), None);
+    }
+    let table = with(&[(52, &[0xa1])]);
+    assert_eq!(Fadt::parse(&table).unwrap().acpi_enable(), 0xa1);
+}
+
+#[test]
+fn a_scope_may_name_a_device_of_the_namespace_and_ends_with_its_structure() {
+    let named = build::scope(5, 9, 0, &[(2, 1)]);
+    let table = build::dmar(
+        39,
+        0,
+        &[build::drhd(
+            false,
+            0,
+            0xfed9_0000,
+            &[named, vec![1, 8, 0, 0, 0]],
+        )],
+    );
+    let dmar = Dmar::parse(&table).unwrap();
+    let Some(Ok(DmarStructure::Unit(unit))) = dmar.structures().next() else {
+        panic!("a unit")
+    };
+    let scopes: Vec<_> = unit.scopes().collect();
+    assert_eq!(scopes.len(), 2);
+    let first = scopes[0].unwrap();
+    assert_eq!(
+        (first.kind, first.enumeration_id),
+        (ScopeKind::AcpiNamespaceDevice, 9)
+    );
+    assert_eq!(scopes[1], Err(ScopeError::Length { length: 6, left: 5 }));
+}
+
+#[test]
+fn a_unit_of_ivrs_says_its_message_and_what_it_is_in_the_common_words() {
+    let mut unit = build::ivhd(0x11, 3, 0x0002, 0xfeb8_0000, &[]);
+    unit[18..20].copy_from_slice(&0xffe5_u16.to_le_bytes());
+    let table = build::ivrs(&[unit]);
+    let ivrs = Ivrs::parse(&table).unwrap();
+    let unit = ivrs.units().next().unwrap();
+    assert_eq!(unit.message_number(), 5);
+    let described: Vec<_> = ivrs.descriptions().collect();
+    assert_eq!(described, [unit.description]);
+    assert_eq!(
+        (described[0].kind, described[0].segment),
+        (UnitKind::AmdVi, 3)
+    );
+}
+
+#[test]
+fn a_memory_definition_that_wraps_is_a_finding() {
+    let table = build::ivrs(&[build::ivmd(0x20, 8, (0, 0), u64::MAX - 0xfff, 0x2000)]);
+    let mut found = Vec::new();
+    Ivrs::parse(&table)
+        .unwrap()
+        .findings(None, |finding| found.push(finding));
+    assert!(
+        matches!(found[..], [IvrsFinding::Region { offset: 48, .. }]),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_topology_can_be_lent() {
+    struct OneBridge;
+    impl PciTopology for OneBridge {
+        fn bridge_buses(&self, function: PciFunction) -> Option<BridgeBuses> {
+            (function.requester == RequesterId(0x0010)).then_some(BridgeBuses {
+                secondary: 3,
+                subordinate: 5,
+            })
+        }
+    }
+    fn secondary(topology: impl PciTopology, id: u16) -> Option<u8> {
+        let function = PciFunction {
+            segment: 0,
+            requester: RequesterId(id),
+        };
+        Some(topology.bridge_buses(function)?.secondary)
+    }
+    assert_eq!(secondary(&OneBridge, 0x0010), Some(3));
+    assert_eq!(secondary(OneBridge, 0x0018), None);
+}
+
+#[test]
+fn structures_after_stray_zeros_are_read_and_after_a_bad_length_not() {
+    let offset = 4;
+    assert!(!StructureError::Stray { offset, count: 1 }.is_final());
+    assert!(StructureError::Strings { offset }.is_final());
+    assert!(StructureError::Length { offset, length: 2 }.is_final());
+}
+
+#[test]
+fn an_entry_that_ends_within_its_second_part_is_short() {
+    // A unit of type 11h has 16 bytes more than one of type 10h.
+    let block = build::ivhd(0x11, 0, 2, 0xfeb8_0000, &[])[..30].to_vec();
+    let mut block = block;
+    block[2] = 30;
+    let table = build::ivrs(&[block]);
+    let read = Ivrs::parse(&table).unwrap().blocks().next();
+    assert_eq!(
+        read.unwrap().unwrap_err(),
+        EntryError::Short {
+            table: Signature::IVRS,
+            offset: 48,
+            kind: 0x11,
+            length: 30,
+            needed: 40
+        }
+    );
+}
+
+#[test]
+fn a_capture_gives_each_table_by_its_kind() {
+    let mut memory = build::Memory::default();
+    let tables = [
+        build::mcfg(&[(0xb000_0000, 0, 0, 255)]),
+        build_small::hmat_sample(),
+        build::hpet(0xfed0_0000, 0),
+        build::ivrs(&[]),
+        // A table that is nothing but its header.
+        sdt(b"TINY", 1, &[]),
+    ];
+    let places: Vec<u64> = (1..=tables.len() as u64).map(|n| n * 0x1_0000).collect();
+    memory.put(0xf_0000, build::rsdp(0, 0x8000));
+    memory.put(0x8000, build::xsdt(&places));
+    for (&at, table) in places.iter().zip(&tables) {
+        memory.put(at, table.clone());
+    }
+    let request = CaptureRequest::new(PhysAddr(0xf_0000), SmbiosSource::None);
+    let blob = crate::capture::take(&memory, &request);
+    let capture = Capture::parse(&blob).unwrap();
+    assert_eq!(capture.bytes(), blob);
+    assert_eq!(
+        capture
+            .mcfg()
+            .unwrap()
+            .unwrap()
+            .allocations()
+            .next()
+            .unwrap()
+            .base,
+        PhysAddr(0xb000_0000)
+    );
+    assert_eq!(capture.hmat().unwrap().unwrap().sdt().bytes(), tables[1]);
+    assert_eq!(capture.hpet().unwrap().unwrap().base.0, 0xfed0_0000);
+    assert_eq!(capture.ivrs().unwrap().unwrap().sdt().bytes(), tables[3]);
+    let tiny = capture.find(Signature(*b"TINY")).unwrap();
+    assert_eq!((tiny.bytes(), tiny.body()), (&tables[4][..], &[][..]));
+}
+
+#[test]
+fn an_facs_of_another_name_or_a_length_that_cannot_be_is_left_out_with_the_reason() {
+    let state = |facs: Vec<u8>, most: Option<usize>| {
+        let mut memory = build::Memory::default();
+        memory.put(0xf_0000, build::rsdp(0, 0x8000));
+        memory.put(0x8000, build::xsdt(&[0x1_0000]));
+        memory.put(0x1_0000, build::fadt((0, 0x2_0000), (0, 0)));
+        memory.put(0x2_0000, facs);
+        let mut request = CaptureRequest::new(PhysAddr(0xf_0000), SmbiosSource::None);
+        if let Some(most) = most {
+            request.max_table_length = most;
+        }
+        let blob = crate::capture::take(&memory, &request);
+        let capture = Capture::parse(&blob).unwrap();
+        capture
+            .tables()
+            .find(|table| table.kind == CapturedKind::Facs)
+            .unwrap()
+            .state
+    };
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut facs = build::facs();
+        facs[at..at + bytes.len()].copy_from_slice(bytes);
+        facs
+    };
+    assert_eq!(state(build::facs(), None), State::Sound);
+    assert_eq!(state(patched(0, b"FACE"), None), State::NotATable);
+    assert_eq!(
+        state(patched(4, &63_u32.to_le_bytes()), None),
+        State::NotATable
+    );
+    let long = Bytes::new().raw(b"FACS").u32(300).raw(&[0; 292]).0;
+    assert_eq!(state(long.clone(), None), State::Sound);
+    assert_eq!(state(long.clone(), Some(300)), State::Sound);
+    assert_eq!(state(long, Some(299)), State::TooLong);
+}
+
+#[test]
+fn an_smbios_entry_point_in_a_hole_of_memory_is_unreadable() {
+    let mut memory = crate::capture::machine();
+    let at = SmbiosSource::At {
+        entry_32: Some(PhysAddr(0x4000_0000)),
+        entry_64: None,
+    };
+    let request = CaptureRequest::new(PhysAddr(0xf_5a40), at);
+    let blob = crate::capture::take(&memory, &request);
+    let capture = Capture::parse(&blob).unwrap();
+    let entry = capture
+        .tables()
+        .find(|table| table.kind == CapturedKind::SmbiosEntry)
+        .unwrap();
+    assert_eq!(entry.state, State::Unreadable);
+    assert!(capture.smbios_structures().is_none());
+    // Structures that would wrap past the end of the address space end there.
+    memory.put(0x9000, build::smbios_entry_64(u64::MAX - 0xfff, 0x4000));
+    memory.put(u64::MAX - 0xfff, vec![1; 0x1000]);
+    let at = SmbiosSource::At {
+        entry_32: None,
+        entry_64: Some(PhysAddr(0x9000)),
+    };
+    let request = CaptureRequest::new(PhysAddr(0xf_5a40), at);
+    let blob = crate::capture::take(&memory, &request);
+    let capture = Capture::parse(&blob).unwrap();
+    let stored = capture
+        .tables()
+        .find(|table| table.kind == CapturedKind::SmbiosStructures)
+        .unwrap();
+    assert_eq!(
+        (stored.state, stored.bytes.len()),
+        (State::Shortened, 0x1000)
+    );
+}
