@@ -101,11 +101,8 @@ impl Draft<'_> {
 }
 
 /// How many tables of a level, 1 being the lowest, a range takes where it is mapped to itself with
-/// pages as large as can be.
+/// pages as large as can be. The range is not empty: no mapping is.
 fn tables(range: PhysRange, level: u8, largest: PageSize) -> u64 {
-    if range.is_empty() {
-        return 0;
-    }
     let bits = LEVEL_BITS
         .saturating_mul(u32::from(level))
         .saturating_add(PAGE_BITS);

@@ -149,7 +149,9 @@ impl Draft<'_> {
 
     fn compare_cpus(&mut self) {
         let strict = self.request.strict;
-        let reference = self.machine.reference_cpu();
+        let Some(reference) = self.machine.reference_cpu() else {
+            return;
+        };
         let chosen = |cpu: ApicId| self.plan.cpus.contains(&cpu);
         for entry in self.machine.cpus.iter().filter(|cpu| chosen(cpu.apic_id)) {
             let cpu = entry.apic_id;
@@ -160,9 +162,6 @@ impl Draft<'_> {
                         .doubt(strict, Reason::SmtSplit { cpu, sibling });
                 }
             }
-            let Some(reference) = reference else {
-                continue;
-            };
             let other = reference.apic_id;
             if entry.features != reference.features {
                 self.findings

@@ -33,16 +33,12 @@ impl CpuIdentity {
     #[must_use]
     pub fn read(mut cpuid: impl FnMut(u32, u32) -> Leaf) -> Self {
         let [last, vendor @ ..] = cpuid(0, 0);
+        // A processor without extended leaves answers with less.
         let last_extended = cpuid(EXTENDED, 0)[0];
         let mut machine = Cpuid {
             cpuid,
             last,
-            // A processor without extended leaves answers with anything.
-            last_extended: if last_extended < EXTENDED {
-                0
-            } else {
-                last_extended
-            },
+            last_extended,
         };
         let (apic_id, thread_bits) = machine.topology();
         Self {
@@ -309,6 +305,41 @@ mod tests {
         }
         // Without HTT there is one.
         assert_eq!(table.with(1, 0, 3, 1 << 28).read().thread_bits, 0);
+    }
+
+    #[test]
+    fn levels_after_the_last_do_not_count() {
+        let mut table = threaded(5);
+        table.0.insert((0xb, 0), [3, 8, 0x200, 5]);
+        table.0.insert((0xb, 1), [0, 0, 1, 5]);
+        table.0.insert((0xb, 2), [1, 2, 0x102, 5]);
+        assert_eq!(table.read().thread_bits, 0);
+    }
+
+    #[test]
+    fn a_processor_that_counts_no_logical_ones_has_one_thread() {
+        let mut table = threaded(5);
+        table.0.insert((0, 0), leaf_0(1, b"AuthenticAMD"));
+        table.0.insert((1, 0), [0, 5 << 24, 0, 1 << 28]);
+        assert_eq!(table.read().thread_bits, 0);
+    }
+
+    #[test]
+    fn more_bits_than_an_id_has_make_one_core() {
+        let mut identity = threaded(5).read();
+        identity.thread_bits = 32;
+        assert_eq!(identity.core_of(ApicId(u32::MAX)), 0);
+    }
+
+    #[test]
+    fn amd_processors_without_the_leaf_of_threads_are_counted_by_cores() {
+        let mut table = threaded(5);
+        table.0.insert((0, 0), leaf_0(1, b"AuthenticAMD"));
+        // Sixteen logical processors. The field beside the number of cores is not part of it.
+        table.0.get_mut(&(1, 0)).unwrap()[1] = 5 << 24 | 16 << 16;
+        table.0.insert((EXTENDED + 1, 0), [0, 0, 1 << 22, 0]);
+        table.0.insert((EXTENDED + 8, 0), [0, 0, 0x4007, 0]);
+        assert_eq!(table.read().thread_bits, 1);
     }
 
     #[test]

@@ -192,7 +192,7 @@ impl<'a> Draft<'a> {
     }
 
     fn take_trampoline(&mut self, page: PhysAddr) {
-        let range = PhysRange::from_bounds(page, PhysAddr(page.0.saturating_add(FRAME_SIZE)));
+        let range = frame(page);
         let possible = page >= TRAMPOLINE_FIRST && page < TRAMPOLINE_END;
         if !possible || !page.is_aligned_to(FRAME_SIZE) {
             self.findings.refuse(Reason::Trampoline { range });
@@ -210,9 +210,7 @@ impl<'a> Draft<'a> {
         pages
             .take_while(|page| *page < TRAMPOLINE_END)
             .find(|&page| {
-                let Ok(range) = PhysRange::new(page, FRAME_SIZE) else {
-                    return false;
-                };
+                let range = frame(page);
                 self.blockers(range).next().is_none()
                     && !self.plan.memory.iter().any(|other| other.overlaps(range))
             })
@@ -351,4 +349,9 @@ fn blockers<'a>(
         .chain(registers)
         .chain(reserved)
         .chain(holes)
+}
+
+/// The page of 4 KiB at `page`, as far as the address space goes.
+fn frame(page: PhysAddr) -> PhysRange {
+    PhysRange::from_bounds(page, PhysAddr(page.0.saturating_add(FRAME_SIZE)))
 }

@@ -188,6 +188,8 @@ fn phantom_functions_differ_in_the_highest_bits() {
     assert_eq!(with(0, 0), [0x100]);
     assert_eq!(with(2, 1), [0x102, 0x106]);
     assert_eq!(with(1, 2), [0x101, 0x103, 0x105, 0x107]);
+    // A number that no such device should have still stands for both.
+    assert_eq!(with(6, 1), [0x106, 0x102]);
     assert_eq!(
         with(0, 3),
         [0x100, 0x101, 0x102, 0x103, 0x104, 0x105, 0x106, 0x107]

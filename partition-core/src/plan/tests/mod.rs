@@ -2,6 +2,7 @@
 //! machines and requests made up at random.
 
 mod alias;
+mod edges;
 mod judge;
 mod properties;
 mod rules;
