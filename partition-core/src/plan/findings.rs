@@ -503,6 +503,13 @@ reasons! {
         function: PciFunction,
     } = "no-interrupt-remapping", Resource::Function(function),
         ("the remapping unit of function {function} cannot fence its interrupts");
+    /// The partition's kernel writes interrupt messages of its own, and the function's unit only keeps
+    /// those in bounds that it was made for.
+    OpenMessages {
+        /// The function.
+        function: PciFunction,
+    } = "open-messages", Resource::Function(function),
+        ("the kernel knows nothing of remapped interrupts: function {function}, or who makes it forge messages, can raise any vector on any processor");
     /// The function needs ATS, with which it reaches memory that the unit has not checked.
     AtsRequired {
         /// The function.

@@ -5,7 +5,7 @@ use handoff_abi::{FRAME_SIZE, PciFunction, PhysAddr, PhysRange, RequesterId};
 use super::findings::{List, Reason};
 use super::machine::{Function, Machine};
 use super::outcome::{PlannedBus, PlannedFunction, Requester};
-use super::request::{FunctionRequest, Request};
+use super::request::{FunctionRequest, Messages, Request};
 use super::{Draft, push};
 
 /// The configuration space of one bus (PCI Express Base Specification, section 7.2.2).
@@ -237,6 +237,14 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Whether every device of a unit is asked for, so that only this partition's can forge messages
+    /// that it lets through.
+    fn has_unit_alone(&self, unit: Option<u16>) -> bool {
+        let behind = |entry: &&Function| entry.unit == unit && !entry.is_bridge();
+        let mut behind = self.machine.functions.iter().filter(behind);
+        behind.all(|entry| self.request.asks_for(entry.function))
+    }
+
     /// The unit that remaps a function's requests, and whether all of them are fenced.
     fn unit(&mut self, entry: &Function) -> (Option<u16>, bool) {
         let function = entry.function;
@@ -259,6 +267,14 @@ impl<'a> Draft<'a> {
         }
         if entry.ats_required {
             unfenced(Reason::AtsRequired { function });
+        }
+        if let Messages::Any { accept_open } = self.request.messages
+            && usable.is_some_and(|(_, unit)| !unit.remaps_any_message)
+        {
+            fenced = false;
+            let accepted = accept_open || self.has_unit_alone(entry.unit);
+            self.findings
+                .doubt(!accepted, Reason::OpenMessages { function });
         }
         let unit = usable.map(|(index, _)| index);
         if let Some(unit) = unit {

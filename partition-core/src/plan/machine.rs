@@ -176,6 +176,9 @@ pub struct Unit {
     pub usable: bool,
     /// It can remap interrupts.
     pub interrupt_remapping: bool,
+    /// It looks any interrupt message of a device up in a table of that device's, as AMD-Vi does; so a
+    /// kernel that knows nothing of it is fenced too.
+    pub remaps_any_message: bool,
     /// How many levels of tables its driver uses: 3 to 6.
     pub levels: u8,
     /// The largest page that its tables can hold.

@@ -52,6 +52,7 @@
 //!     functions: &[],
 //!     singletons: &[],
 //!     accept_unfenced: false,
+//!     messages: Messages::Handles,
 //!     strict: true,
 //! };
 //! let mut findings = Findings::new();
@@ -99,7 +100,7 @@ pub use machine::{
     PageSize, Reservation, Singleton, Unit, Window,
 };
 pub use outcome::{DomainMap, MapReason, Plan, PlannedBus, PlannedFunction, Requester};
-pub use request::{CpuRequest, FunctionRequest, MemoryRequest, Request, Trampoline};
+pub use request::{CpuRequest, FunctionRequest, MemoryRequest, Messages, Request, Trampoline};
 
 /// Plans a partition, or finds every reason why not.
 ///

@@ -24,8 +24,28 @@ pub struct Request<'a> {
     /// Give it devices even where no remapping unit keeps them, or their interrupts, in bounds.
     /// The plan says which.
     pub accept_unfenced: bool,
-    /// Treat warnings as refusals, apart from those about what `accept_unfenced` accepts.
+    /// What its kernel knows of remapped interrupts.
+    pub messages: Messages,
+    /// Treat warnings as refusals, apart from those about what is accepted by name.
     pub strict: bool,
+}
+
+/// What the interrupt messages are that a kernel gives to its devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+pub enum Messages {
+    /// Those of the interrupt handles that it was given.
+    #[default]
+    Handles,
+    /// Any: it knows nothing of remapping, and names a processor and a vector. A unit that looks such
+    /// messages up for each device keeps them in bounds. One that does not must let through what any
+    /// device behind it forges, or nothing: it is only used with a warning, and only where all its
+    /// devices are the partition's, or that is accepted.
+    Any {
+        /// Let them through: a device of the partition, and of whoever shares the unit, can then raise
+        /// any vector on any processor of the machine.
+        accept_open: bool,
+    },
 }
 
 /// Which processors.

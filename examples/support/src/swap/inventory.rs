@@ -6,13 +6,14 @@ use alloc::vec::Vec;
 use acpi_capture::Capture;
 use acpi_capture::table::{BridgeBuses, EcamAllocation, PciTopology};
 use handoff_abi::{
-    ApicId, Exchange, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId, resource,
+    ApicId, Exchange, Owner, PartitionId, PciFunction, PhysAddr, PhysRange, RequesterId, UnitKind,
+    resource,
 };
 use partition_core::plan::alias::{self, Acs, Facts, Isolation, PortType};
 use partition_core::plan::{
     Budget, Buses, Cpu, CpuRequest, EcamWindow, Function, FunctionKind, FunctionRequest, Machine,
-    MemoryKind, MemoryRegion, MemoryRequest, PageSize, Request, Reservation, Singleton, Trampoline,
-    Unit, Window,
+    MemoryKind, MemoryRegion, MemoryRequest, Messages, PageSize, Request, Reservation, Singleton,
+    Trampoline, Unit, Window,
 };
 
 use super::kernel::{Failure, Kernel, copy_out, failure};
@@ -200,10 +201,15 @@ impl Topology {
     /// The first function of this class and sub-class.
     #[must_use]
     pub fn of_class(&self, class: u32) -> Option<PciFunction> {
+        self.all_of_class(class).next()
+    }
+
+    /// The functions of this class and sub-class.
+    pub fn all_of_class(&self, class: u32) -> impl Iterator<Item = PciFunction> + '_ {
         self.facts
             .iter()
             .zip(&self.classes)
-            .find(|(_, found)| **found >> 8 == class)
+            .filter(move |(_, found)| **found >> 8 == class)
             .map(|(facts, _)| facts.function)
     }
 
@@ -397,6 +403,7 @@ impl Inventory {
         let units = alloc::vec![Unit {
             usable: true,
             interrupt_remapping: true,
+            remaps_any_message: unit.kind() == UnitKind::AmdVi,
             levels: unit.levels() as u8,
             largest_page: PageSize::Size2MiB,
         }];
@@ -528,6 +535,8 @@ pub struct Wish<'a> {
     pub functions: Vec<FunctionRequest>,
     /// Its singletons.
     pub singletons: Vec<u64>,
+    /// What its kernel knows of remapped interrupts.
+    pub messages: Messages,
     /// What is doubtful is refused.
     pub strict: bool,
 }
@@ -558,6 +567,7 @@ impl Wish<'_> {
             functions: &self.functions,
             singletons: &self.singletons,
             accept_unfenced: false,
+            messages: self.messages,
             strict: self.strict,
         }
     }
@@ -606,6 +616,7 @@ impl Wish<'_> {
             ranges: Vec::new(),
             functions,
             singletons: alloc::vec![console],
+            messages: Messages::Handles,
             strict: false,
         };
         if wish.cpus.len() < 2 {

@@ -241,6 +241,12 @@ fn judge_function(
     let fenced =
         unit.is_some_and(|unit| unit.usable && unit.interrupt_remapping) && !entry.ats_required;
     ensure(fenced || ask.accept_unfenced, "unfenced")?;
+    let open = unit.is_some_and(|unit| unit.usable && !unit.remaps_any_message);
+    let alone = world.functions.iter().all(|other| {
+        other.unit != entry.unit || other.kind != FunctionKind::Endpoint || !stays(other.function)
+    });
+    let allowed = alone || ask.messages != (Messages::Any { accept_open: false });
+    ensure(allowed || !open, "open messages")?;
     let reserved = world
         .reservations
         .iter()
@@ -405,7 +411,8 @@ pub(super) fn check(world: &World, ask: &Ask, plan: &Plan) -> Result<(), String>
         planned.iter().copied().collect::<BTreeSet<_>>() == attached,
         "ids",
     )?;
-    ensure(ask.accept_unfenced || plan.is_fenced(), "unfenced")?;
+    let accepted = ask.accept_unfenced || ask.messages != Messages::Handles;
+    ensure(accepted || plan.is_fenced(), "unfenced")?;
     // What the domain maps: all of the memory, and of the rest only what firmware has reserved.
     let mut mapped = BTreeSet::new();
     for map in plan.maps() {

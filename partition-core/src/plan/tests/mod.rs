@@ -99,6 +99,7 @@ struct Ask {
     functions: Vec<FunctionRequest>,
     singletons: Vec<u64>,
     accept_unfenced: bool,
+    messages: Messages,
     strict: bool,
 }
 
@@ -135,6 +136,7 @@ impl Ask {
             functions: &self.functions,
             singletons: &self.singletons,
             accept_unfenced: self.accept_unfenced,
+            messages: self.messages,
             strict: self.strict,
         };
         plan(&world.machine(), &request, findings)
@@ -279,6 +281,7 @@ fn world() -> World {
         units: vec![Unit {
             usable: true,
             interrupt_remapping: true,
+            remaps_any_message: false,
             levels: 4,
             largest_page: PageSize::Size2MiB,
         }],
@@ -320,6 +323,7 @@ fn ask() -> Ask {
         functions: vec![],
         singletons: vec![resource::UART_1],
         accept_unfenced: false,
+        messages: Messages::Handles,
         strict: true,
     };
     ask.add(function(NET, 0, 0));
@@ -589,6 +593,38 @@ fn a_partition_without_devices_needs_no_unit_and_no_tables() {
     let plan = ask.plan(&world, &mut Findings::new()).unwrap();
     assert_eq!((plan.domain(), plan.table_pages()), (None, 0));
     assert!(plan.maps().is_empty() && plan.is_fenced());
+}
+
+#[test]
+fn open_messages_are_let_through_only_where_that_is_asked_for_and_the_plan_says_so() {
+    let mut world = world();
+    let mut ask = ask();
+    ask.messages = Messages::Any { accept_open: true };
+    let mut findings = Findings::new();
+    let plan = ask.plan(&world, &mut findings).unwrap();
+    // Once for each device.
+    let rules: Vec<_> = findings.warnings().iter().map(Reason::rule).collect();
+    assert_eq!(rules, ["open-messages", "open-messages"]);
+    assert!(!plan.is_fenced());
+    // So it is where the unit has no device but the partition's: whom it opens is asking for it.
+    ask.messages = Messages::Any { accept_open: false };
+    assert!(ask.plan(&world, &mut findings).is_err());
+    let asked: Vec<_> = ask.functions.iter().map(|wish| wish.function).collect();
+    let mut alone = world.clone();
+    for entry in &mut alone.functions {
+        if !asked.contains(&entry.function) {
+            entry.unit = None;
+        }
+    }
+    let plan = ask.plan(&alone, &mut findings).unwrap();
+    assert!(!plan.is_fenced() && findings.warnings().len() == 2);
+    // A unit that looks every message up keeps any kernel in bounds.
+    world.units[0].remaps_any_message = true;
+    for accept_open in [false, true] {
+        ask.messages = Messages::Any { accept_open };
+        let plan = ask.plan(&world, &mut findings).unwrap();
+        assert!(plan.is_fenced() && findings.warnings().is_empty());
+    }
 }
 
 #[test]

@@ -304,6 +304,8 @@ rules! {
         |world, _| world.units.clear();
     unit_must_remap_interrupts, "no-interrupt-remapping", Unfenced,
         |world, _| world.units[0].interrupt_remapping = false;
+    messages_must_not_be_open, "open-messages", Refused,
+        |_, ask| ask.messages = Messages::Any { accept_open: false };
     ats_must_not_be_required, "ats-required", Unfenced,
         |world, _| world.function(function(NET, 0, 0)).ats_required = true;
 
