@@ -10,7 +10,9 @@ use super::inventory::{Inventory, Wish, next_partition};
 use super::kernel::{Failure, KERNEL, Kernel, failure};
 use super::processors::{self, Role, role};
 use super::serving::{self, Order};
-use super::{asked, attack, bad_plans, faults, generator, holes, launch, reclaim, undo, work};
+use super::{
+    asked, attack, bad_plans, faults, generator, holes, launch, linux, reclaim, undo, work,
+};
 use crate::cpu::{apic_id, wait_for_interrupt};
 use crate::{apic, clock, console, interrupts, net, println};
 
@@ -60,8 +62,10 @@ pub fn run() {
             .is_some()
         {
             kernel.status.beat();
-            if let Err(error) = faults::look(&mut kernel) {
-                println!("@trouble text=\"{error}\"");
+            for looked in [linux::look(&mut kernel), faults::look(&mut kernel)] {
+                if let Err(error) = looked {
+                    println!("@trouble text=\"{error}\"");
+                }
             }
         }
         follow(&mut kernel);
@@ -177,7 +181,7 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
         }
         "help" => {
             println!(
-                "status, plan [NAME] [cpus=A,B] [devices=VVVV:DDDD] [strict], launch IMAGE [KEY=VALUE ...], undo, attack [holes|storm], wreck ring|registers, handover [inspect] [stay] [load=N], return, reclaim, load ROUNDS, go"
+                "status, plan [NAME] [cpus=A,B] [devices=VVVV:DDDD] [strict], launch IMAGE [KEY=VALUE ...], linux [open-interrupts] [WORD ...], undo, attack [holes|storm], wreck ring|registers, handover [inspect] [stay] [load=N], return, reclaim, load ROUNDS, go"
             );
             Ok(())
         }
@@ -187,6 +191,11 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
             let wish = usual(kernel)?;
             let line = rest.get(1..).unwrap_or(&[]).join(" ");
             launch::launch(kernel, name, &wish, &line)?;
+            owners(kernel, "launched");
+            Ok(())
+        }
+        "linux" => {
+            linux::launch(kernel, rest)?;
             owners(kernel, "launched");
             Ok(())
         }

@@ -74,9 +74,40 @@ pub struct Launched {
     pub loaded: PhysRange,
     /// Where its firmware tables are.
     pub firmware: Firmware,
+    /// The byte that it writes to ask for a reset, where it knows nothing of Baton.
+    pub reset: Option<PhysAddr>,
 }
 
 impl Launched {
+    /// A partition of which nothing is touched yet.
+    pub(super) fn new(
+        kernel: &Kernel,
+        name: &str,
+        plan: Plan,
+        line: &str,
+    ) -> Result<Self, Failure> {
+        let domain = plan
+            .domain()
+            .ok_or_else(|| failure!("the plan has no domain"))?;
+        Ok(Self {
+            partition: plan.partition(),
+            name: String::from(name),
+            plan,
+            version: kernel.config.speaks.newest,
+            domain,
+            handles: Vec::new(),
+            watch: None,
+            stage: Stage::Planned,
+            command_line: String::from(line),
+            loaded: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
+            firmware: Firmware {
+                rsdp: PhysAddr(0),
+                smbios: PhysAddr(0),
+            },
+            reset: None,
+        })
+    }
+
     /// The processor that is to serve: the last.
     #[must_use]
     pub fn service_cpu(&self) -> ApicId {
@@ -84,7 +115,8 @@ impl Launched {
     }
 }
 
-fn step<T>(name: &str, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+/// Does a step, and says how long it took.
+pub(super) fn step<T>(name: &str, work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     let start = clock::now();
     let result = work();
     let passed = clock::now() - start;
@@ -100,7 +132,8 @@ pub fn dry_run(kernel: &mut Kernel, wish: &Wish<'_>) -> Result<(), Failure> {
     make_plan(kernel, wish).map(drop)
 }
 
-fn make_plan(kernel: &mut Kernel, wish: &Wish<'_>) -> Result<Plan, Failure> {
+/// The plan that a wish comes to; what is in its way is printed.
+pub(super) fn make_plan(kernel: &mut Kernel, wish: &Wish<'_>) -> Result<Plan, Failure> {
     let inventory = Inventory::take(kernel)?;
     let mut findings = Findings::new();
     let request = wish.request();
@@ -202,25 +235,10 @@ fn try_launch(kernel: &mut Kernel, name: &str, wish: &Wish<'_>, line: &str) -> R
     .map_err(Failure::refusal)?;
     let version = negotiate(kernel, &image)?;
     let plan = step("plan", || make_plan(kernel, wish))?;
-    let domain = plan
-        .domain()
-        .ok_or_else(|| failure!("the plan has no domain"))?;
     kernel.launches = plan.partition().0;
     kernel.successor = Some(Launched {
-        partition: plan.partition(),
-        name: String::from(name),
-        plan,
         version,
-        domain,
-        handles: Vec::new(),
-        watch: None,
-        stage: Stage::Planned,
-        command_line: String::from(line),
-        loaded: PhysRange::from_bounds(PhysAddr(0), PhysAddr(0)),
-        firmware: Firmware {
-            rsdp: PhysAddr(0),
-            smbios: PhysAddr(0),
-        },
+        ..Launched::new(kernel, name, plan, line)?
     });
     step("carve", || carve(kernel))?;
     mark::<FENCE>();
@@ -229,7 +247,16 @@ fn try_launch(kernel: &mut Kernel, name: &str, wish: &Wish<'_>, line: &str) -> R
     let (tables, entry) = step("load", || load(kernel, &image))?;
     let prepared = clock::now();
     mark::<LAUNCH>();
-    step("launch", || start(kernel, tables, entry))?;
+    step("launch", || {
+        let partition = launched(kernel)?.partition;
+        let state = StartState {
+            page_table: tables.0,
+            entry,
+            stack: 0,
+            argument: handoff_at(kernel, partition).0,
+        };
+        start(kernel, &state, true)
+    })?;
     step("ready", || ready(kernel))?;
     println!(
         "@ready partition={} kernel={name} version={version} prepare_ns={} launch_to_ready_ns={}",
@@ -274,7 +301,7 @@ pub fn launched(kernel: &mut Kernel) -> Result<&mut Launched, Failure> {
 }
 
 /// The ledger gets the partition's entries, intended for it; its processors are parked.
-fn carve(kernel: &mut Kernel) -> Result<(), Failure> {
+pub(super) fn carve(kernel: &mut Kernel) -> Result<(), Failure> {
     let launched = launched(kernel)?;
     launched.stage = Stage::Carved;
     let owner = Owner::Partition(launched.partition);
@@ -338,7 +365,7 @@ pub fn requesters(plan: &Plan) -> Vec<RequesterId> {
 
 /// Its memory leaves the reach of the prime's devices, its devices go into its domain, and its
 /// interrupt entries are set aside. Then the intents take effect.
-fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
+pub(super) fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
     let launched = launched(kernel)?;
     launched.stage = Stage::Fenced;
     let (plan, domain, partition) = (launched.plan.clone(), launched.domain, launched.partition);
@@ -445,8 +472,8 @@ pub fn interrupts_of(
         .collect())
 }
 
-/// Starts its first processor by its own trampoline.
-fn start(kernel: &mut Kernel, root: PhysAddr, entry: u64) -> Result<(), Failure> {
+/// Starts its first processor by its own trampoline. A kernel that knows Baton is watched from then on.
+pub(super) fn start(kernel: &mut Kernel, state: &StartState, watched: bool) -> Result<(), Failure> {
     let launched = self::launched(kernel)?;
     launched.stage = Stage::Started;
     let partition = launched.partition;
@@ -454,23 +481,19 @@ fn start(kernel: &mut Kernel, root: PhysAddr, entry: u64) -> Result<(), Failure>
     let cpu = cpu.ok_or_else(|| failure!("the plan has no processor"))?;
     let page = launched.plan.trampoline();
     let page = page.ok_or_else(|| failure!("the plan has no trampoline"))?;
-    let state = StartState {
-        page_table: root.0,
-        entry,
-        stack: 0,
-        argument: handoff_at(kernel, partition).0,
-    };
     // SAFETY: the page is the partition's alone, mapped in the window, and no processor is in it.
     let mut trampoline =
         unsafe { Trampoline::install(mmio::pointer(page), page, kernel.bootstrap, timing()) }?;
-    self::launched(kernel)?.watch = Watch::prepare(kernel.exchange, partition)
-        .map(|watch| watch.with_receipt(trampoline.receipt()));
-    // SAFETY: the entry tables map the page, the image and its entry; the image brings its own
+    if watched {
+        self::launched(kernel)?.watch = Watch::prepare(kernel.exchange, partition)
+            .map(|watch| watch.with_receipt(trampoline.receipt()));
+    }
+    // SAFETY: the entry tables map the page, the image and its entry; the image or the state brings a
     // stack; the processor is the partition's, parked until now.
     unsafe {
         trampoline.start(
             cpu,
-            &state,
+            state,
             &kernel.park,
             &mut processors::ipi(),
             &mut Patience::default(),

@@ -13,7 +13,8 @@ use super::launch::{self, Stage};
 use crate::{apic, mmio, println};
 
 /// Writes through the window into memory that was carved out.
-struct Carved;
+#[derive(Debug)]
+pub struct Carved;
 
 impl WritePhys for Carved {
     type Error = core::convert::Infallible;
@@ -33,9 +34,12 @@ impl WritePhys for Carved {
 }
 
 /// Frames for the entry tables, from the partition's memory.
-struct EntryFrames {
-    next: u64,
-    end: u64,
+#[derive(Debug)]
+pub struct EntryFrames {
+    /// The next one.
+    pub next: u64,
+    /// Where there are no more.
+    pub end: u64,
 }
 
 impl TableFrames for EntryFrames {
@@ -45,7 +49,7 @@ impl TableFrames for EntryFrames {
             .next
             .checked_add(FRAME_SIZE)
             .filter(|&next| next <= self.end)?;
-        // SAFETY: the frame is in the partition's memory, past the image.
+        // SAFETY: the frame is in the partition's memory, and nothing else is there.
         unsafe { zero(frame, FRAME_SIZE) };
         Some(frame)
     }
@@ -122,7 +126,7 @@ pub fn load(kernel: &mut Kernel, image: &Image<'_>) -> Result<(PhysAddr, u64), F
     add(page_of(apic::base()), data, Caching::Uncached);
     let tables = paging::build(&mut frames, &layout, &identity)?;
     let loaded = PhysRange::from_bounds(room.base(), PhysAddr(frames.next));
-    let firmware = filtered::write(kernel, &plan)?;
+    let firmware = filtered::write(kernel, &plan, None)?.firmware;
     let launched = launch::launched(kernel)?;
     launched.loaded = loaded;
     launched.firmware = firmware;

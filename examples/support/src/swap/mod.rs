@@ -24,6 +24,7 @@ pub mod host;
 pub mod inventory;
 pub mod kernel;
 pub mod launch;
+pub mod linux;
 pub mod load;
 pub mod misbehave;
 pub mod modules;
