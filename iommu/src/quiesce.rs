@@ -26,60 +26,16 @@ use core::fmt;
 use handoff_abi::PciFunction;
 
 use crate::Deadline;
+use crate::config_space::{self, ConfigSpace, Unread, find_express};
 
 /// The Command register (PCI Express Base Specification, section 7.5.1.1.3).
 const COMMAND: u16 = 0x04;
 /// Bus Master Enable in it.
 const BUS_MASTER_ENABLE: u16 = 1 << 2;
-/// The Status register (section 7.5.1.1.4).
-const STATUS: u16 = 0x06;
-/// Capabilities List in it: there is a list.
-const CAPABILITIES_LIST: u16 = 1 << 4;
-/// Header Type, the lower byte of this word (section 7.5.1.1.9).
-const HEADER_TYPE: u16 = 0x0e;
-/// Header Layout in it: 0 an endpoint, 1 a bridge, 2 a CardBus bridge.
-const LAYOUT: u16 = 0x7f;
-/// Capabilities Pointer of header types 0 and 1 (section 7.5.1.1.11).
-const CAPABILITIES_POINTER: u16 = 0x34;
-/// Where capabilities may lie: behind the header, within the 256 bytes that every function has.
-const FIRST_CAPABILITY: u16 = 0x40;
-/// The PCI Express capability's id (section 7.5.3.1).
-const PCI_EXPRESS: u16 = 0x10;
-/// The Device Status register's place in it (section 7.5.3.5).
+/// The Device Status register's place in the PCI Express capability (section 7.5.3.5).
 const DEVICE_STATUS: u16 = 0x0a;
 /// Transactions Pending in that.
 const TRANSACTIONS_PENDING: u16 = 1 << 5;
-/// What reads of a function that is not there give. No register read here can have this value.
-const GONE: u16 = 0xffff;
-
-/// PCI configuration space, by function.
-///
-/// An access has exactly 16 bits: a wider write to the Command register would clear bits of Status.
-/// `offset` is even and below 256. Writes are not posted: when one returns, the function has it
-/// (the memory-mapped access of PCI Express and ports CF8h/CFCh both do that).
-pub trait ConfigSpace {
-    /// Why a function cannot be reached at all (no window for its segment or bus, say);
-    /// [`Infallible`](core::convert::Infallible) where every function can.
-    type Error;
-
-    /// Reads 2 bytes. Ones come from a function that does not answer.
-    ///
-    /// # Errors
-    /// Where the function cannot be reached.
-    fn read16(&mut self, function: PciFunction, offset: u16) -> Result<u16, Self::Error>;
-
-    /// Writes 2 bytes.
-    ///
-    /// # Errors
-    /// Where the function cannot be reached.
-    fn write16(
-        &mut self,
-        function: PciFunction,
-        offset: u16,
-        value: u16,
-    ) -> Result<(), Self::Error>;
-}
-
 /// Why a function is not known to be quiet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
@@ -180,7 +136,7 @@ impl BusMaster {
     ) -> Result<Self, QuiesceError<S::Error>> {
         Ok(Self {
             function,
-            express: find_express(config, function)?,
+            express: find_express(config, function).map_err(|error| unread(function, error))?,
         })
     }
 
@@ -292,47 +248,18 @@ fn await_transactions<S: ConfigSpace, C: Deadline>(
     }
 }
 
-fn find_express<S: ConfigSpace>(
-    config: &mut S,
-    function: PciFunction,
-) -> Result<Option<u16>, QuiesceError<S::Error>> {
-    let broken = |offset| Err(QuiesceError::CapabilityList { function, offset });
-    if read(config, function, STATUS)? & CAPABILITIES_LIST == 0 {
-        return Ok(None);
-    }
-    // A CardBus bridge has its pointer elsewhere, and no PCI Express capability.
-    if read(config, function, HEADER_TYPE)? & LAYOUT > 1 {
-        return Ok(None);
-    }
-    let mut from = CAPABILITIES_POINTER;
-    let mut at = read(config, function, from)? & 0xfc;
-    // One bit for each place where a capability can be: in a circle one comes round again.
-    let mut seen = 0_u64;
-    while at != 0 {
-        let place = 1 << (at / 4);
-        if at < FIRST_CAPABILITY || seen & place != 0 {
-            return broken(from);
-        }
-        seen |= place;
-        let header = read(config, function, at)?;
-        if header & 0xff == PCI_EXPRESS {
-            let fits = at + DEVICE_STATUS < 0x100;
-            return if fits { Ok(Some(at)) } else { broken(from) };
-        }
-        from = at;
-        at = header >> 8 & 0xfc;
-    }
-    Ok(None)
-}
-
 fn read<S: ConfigSpace>(
     config: &mut S,
     function: PciFunction,
     offset: u16,
 ) -> Result<u16, QuiesceError<S::Error>> {
-    match config.read16(function, offset) {
-        Ok(GONE) => Err(QuiesceError::Gone { function, offset }),
-        Ok(value) => Ok(value),
-        Err(error) => Err(QuiesceError::Unreachable { function, error }),
+    config_space::read(config, function, offset).map_err(|error| unread(function, error))
+}
+
+fn unread<E>(function: PciFunction, error: Unread<E>) -> QuiesceError<E> {
+    match error {
+        Unread::Unreachable(error) => QuiesceError::Unreachable { function, error },
+        Unread::Gone(offset) => QuiesceError::Gone { function, offset },
+        Unread::List(offset) => QuiesceError::CapabilityList { function, offset },
     }
 }

@@ -45,7 +45,8 @@ use core::fmt;
 use handoff_abi::{PciFunction, RequesterId};
 use heapless::Vec;
 
-use crate::quiesce::{ConfigSpace, QuiesceError, stop_bus_master};
+use crate::config_space::ConfigSpace;
+use crate::quiesce::{QuiesceError, stop_bus_master};
 
 /// When the faults of a requester are a storm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

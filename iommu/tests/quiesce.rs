@@ -119,7 +119,7 @@ fn a_cardbus_bridge_has_no_list_where_others_have_it() {
 
 #[test]
 fn a_list_that_runs_in_a_circle_or_out_of_bounds_is_an_error_and_ends() {
-    let broken = |pokes: &[(u8, u8)]| {
+    let broken = |pokes: &[(u16, u8)]| {
         let mut spaces = ConfigSpaces::default();
         spaces.add(function(0), CONVENTIONAL);
         for &(offset, value) in pokes {

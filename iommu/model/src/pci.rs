@@ -1,5 +1,5 @@
-//! PCI configuration space, as far as making a function quiet needs it, with functions that
-//! misbehave.
+//! PCI configuration space, as far as making a function quiet and having its requests go upstream
+//! needs it, with functions that misbehave.
 //!
 //! Written from the PCI Express Base Specification, and of no use to drivers of anything.
 
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use handoff_abi::PciFunction;
-use iommu::quiesce::ConfigSpace;
+use iommu::ConfigSpace;
 
 /// What a function does otherwise than it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,9 @@ pub enum Effect {
 }
 
 struct Function {
-    space: [u8; 256],
+    space: Box<[u8; 4096]>,
+    /// Registers that can be written, beside Command: which bits of each.
+    writable: BTreeMap<u16, u16>,
     express: Option<u16>,
     gone: bool,
     gone_after: Option<u32>,
@@ -137,7 +139,8 @@ impl ConfigSpaces {
     /// capabilities, as pairs of id and offset, are linked in this order.
     pub fn add(&self, at: PciFunction, capabilities: &[(u8, u8)]) {
         let mut function = Function {
-            space: [0; 256],
+            space: Box::new([0; 4096]),
+            writable: BTreeMap::new(),
             express: None,
             gone: false,
             gone_after: None,
@@ -166,13 +169,48 @@ impl ConfigSpaces {
     ///
     /// # Panics
     /// Where there is no such function.
-    pub fn poke(&self, at: PciFunction, offset: u8, value: u8) {
+    pub fn poke(&self, at: PciFunction, offset: u16, value: u8) {
         let mut inner = self.0.borrow_mut();
         inner
             .functions
             .get_mut(&at)
             .expect("no such function")
             .space[usize::from(offset)] = value;
+    }
+
+    /// Gives a function extended capabilities, as pairs of id and offset, linked in this order. The
+    /// first of them lies at 100h.
+    ///
+    /// # Panics
+    /// Where there is no such function.
+    pub fn extend(&self, at: PciFunction, capabilities: &[(u16, u16)]) {
+        let mut inner = self.0.borrow_mut();
+        let function = inner.functions.get_mut(&at).expect("no such function");
+        let next = capabilities.iter().skip(1).map(|&(_, offset)| offset);
+        for (&(id, offset), next) in capabilities.iter().zip(next.chain([0])) {
+            function.set_word(offset, id);
+            function.set_word(offset + 2, next << 4 | 1);
+        }
+    }
+
+    /// Gives a function a register of 16 bits, of which software can write some.
+    ///
+    /// # Panics
+    /// Where there is no such function.
+    pub fn register(&self, at: PciFunction, offset: u16, value: u16, writable: u16) {
+        let mut inner = self.0.borrow_mut();
+        let function = inner.functions.get_mut(&at).expect("no such function");
+        function.set_word(offset, value);
+        function.writable.insert(offset, writable);
+    }
+
+    /// A register as the function has it.
+    ///
+    /// # Panics
+    /// Where there is no such function.
+    #[must_use]
+    pub fn word(&self, at: PciFunction, offset: u16) -> u16 {
+        self.0.borrow().functions[&at].word(offset)
     }
 
     /// Has a function misbehave from now on.
@@ -223,7 +261,7 @@ impl ConfigSpace for ConfigSpaces {
     type Error = NoWindow;
 
     fn read16(&mut self, at: PciFunction, offset: u16) -> Result<u16, NoWindow> {
-        assert!(offset.is_multiple_of(2) && offset < 256, "{offset:#x}");
+        assert!(offset.is_multiple_of(2) && offset < 4096, "{offset:#x}");
         let mut inner = self.0.borrow_mut();
         inner.tell(Effect::Access(ConfigAccess {
             function: at,
@@ -256,7 +294,7 @@ impl ConfigSpace for ConfigSpaces {
     }
 
     fn write16(&mut self, at: PciFunction, offset: u16, value: u16) -> Result<(), NoWindow> {
-        assert!(offset.is_multiple_of(2) && offset < 256, "{offset:#x}");
+        assert!(offset.is_multiple_of(2) && offset < 4096, "{offset:#x}");
         let mut inner = self.0.borrow_mut();
         inner.tell(Effect::Access(ConfigAccess {
             function: at,
@@ -272,7 +310,11 @@ impl ConfigSpace for ConfigSpaces {
         if !function.answers() || function.read_only {
             return Ok(());
         }
-        // Of all registers only Command is written; the others are read-only here.
+        if let Some(&writable) = function.writable.get(&offset) {
+            let kept = function.word(offset) & !writable;
+            function.set_word(offset, kept | value & writable);
+        }
+        // What is not writable by itself is read-only here, but for Command.
         if offset == 0x04 {
             let before = function.word(offset) & 4 != 0;
             function.set_word(offset, value & 0x0547);

@@ -7,7 +7,8 @@
 
 use handoff_abi::{PciFunction, RequesterId};
 use iommu::Access;
-use iommu::quiesce::{BusMaster, ConfigSpace, quiesce};
+use iommu::ConfigSpace;
+use iommu::quiesce::{BusMaster, quiesce};
 use iommu_model::Arrival;
 use iommu_model::pci::ConfigSpaces;
 

@@ -22,7 +22,8 @@
 //!   passes requests from one root port to another is up to the implementation; as is general
 //!   practice, root ports that are not functions of one device are taken to be apart.
 //!
-//! The services have to be enabled, too, before the fence stands. That is the steward's part.
+//! The services have to be enabled, too, before the fence stands. That is the steward's part
+//! (`iommu::isolation`).
 
 use core::fmt;
 

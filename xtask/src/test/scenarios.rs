@@ -522,7 +522,18 @@ fn serve(context: &Context) -> Result<()> {
     session.load.wait_answers(500, Duration::from_secs(20))?;
     // It is fenced: there is something to give away.
     session.dry_run()?;
-    unharmed(session).map(drop)
+    let log = session.machine.files().trace();
+    unharmed(session)?;
+    // Whatever can do so sends requests upstream: the emulator's root ports have their ACS Control
+    // register at 14Eh, and all of the services that are wanted.
+    let log = fs::read_to_string(&log).with_context(|| format!("no {}", log.display()))?;
+    let ports = log
+        .lines()
+        .filter(|line| line.contains("pci_cfg_write pcie-root-port"))
+        .filter(|line| line.ends_with(" @0x14e <- 0x1f"))
+        .count();
+    ensure!(ports == 6, "{ports} of 6 root ports send requests upstream");
+    Ok(())
 }
 
 fn serve_unfenced(context: &Context) -> Result<()> {

@@ -4,7 +4,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use handoff_abi::{InterruptHandle, PciFunction, PhysAddr};
-use iommu::quiesce::{self, BusMaster, ConfigSpace};
+use iommu::quiesce::{self, BusMaster};
+use iommu::{ConfigSpace, isolation};
 use spin::Mutex;
 
 use super::kernel::{Failure, Timer, failure};
@@ -102,6 +103,17 @@ pub fn quiesce(functions: &[PciFunction]) -> Result<(), Failure> {
     quiesce::quiesce(&mut Configuration, &mut Timer::default(), QUIET, &masters)?;
     for &function in functions {
         disable_messages(function);
+    }
+    Ok(())
+}
+
+/// Has functions send every request upstream, to the unit. They make none meanwhile.
+///
+/// # Errors
+/// The first that goes on as it was.
+pub fn isolate(functions: impl Iterator<Item = PciFunction>) -> Result<(), Failure> {
+    for function in functions {
+        isolation::isolate(&mut Configuration, function)?;
     }
     Ok(())
 }

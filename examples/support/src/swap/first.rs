@@ -366,6 +366,7 @@ fn fence(
 ) -> Result<(), Failure> {
     let endpoints: Vec<_> = topology.endpoints().collect();
     devices::quiesce(&endpoints)?;
+    devices::isolate(topology.functions())?;
     if let Some(io_apic) = captured
         .madt()
         .and_then(Result::ok)
