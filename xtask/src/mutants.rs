@@ -3,7 +3,8 @@
 //! A mutant is a file in `iommu/mutants` that names a source file, says what it breaks, and gives a
 //! snippet of the source with its replacement. The crates concerned are copied to a workspace of
 //! their own under `target/mutants`, one mutant at a time is applied there, and the tests are run
-//! against it. A mutant that does not apply, does not compile or that no test notices is an error.
+//! against it: first those that its file names as likely to notice, and all of them where those do
+//! not. A mutant that does not apply, does not compile or that no test notices is an error.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -167,7 +168,7 @@ pub(crate) fn run(
     let workspace = Workspace::copy(root, &base, target)?;
     let tests: BTreeSet<&str> = mutants.iter().map(|mutant| mutant.test(driver)).collect();
     for test in tests {
-        match workspace.test(test)? {
+        match workspace.test(test, &[])? {
             Verdict::Survived => {}
             other => {
                 let outcome = Outcome {
@@ -181,7 +182,7 @@ pub(crate) fn run(
     }
     let mut outcomes = Vec::new();
     for mutant in mutants {
-        let verdict = workspace.with(&mutant, mutant.test(driver))?;
+        let verdict = workspace.with(&mutant, driver)?;
         let outcome = Outcome {
             name: mutant.name,
             breaks: mutant.breaks,
@@ -205,6 +206,8 @@ struct Mutant {
     file: PathBuf,
     /// The integration test that has to notice, where it is not the driver's.
     test: Option<String>,
+    /// What the names of tests begin with, or have in them, that are likely to notice.
+    likely: Vec<String>,
     original: String,
     replacement: String,
 }
@@ -228,7 +231,7 @@ impl Mutant {
     }
 
     /// The form: `file:` and `breaks:` lines, a `test:` line where it is not the driver's test that
-    /// has to notice, `--- original`, the snippet, `+++ mutant`, the replacement. The last end of line
+    /// has to notice, a `likely:` line with parts of the names of tests that should, `--- original`, the snippet, `+++ mutant`, the replacement. The last end of line
     /// of both belongs to the form, so that a snippet can end within a line.
     fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(at(path))?;
@@ -255,6 +258,9 @@ impl Mutant {
             breaks: field("breaks:").ok_or(malformed("no line `breaks:`"))?,
             file: field("file:").ok_or(malformed("no line `file:`"))?.into(),
             test: field("test:"),
+            likely: field("likely:")
+                .map(|names| names.split_whitespace().map(str::to_owned).collect())
+                .unwrap_or_default(),
             original: without_end(original),
             replacement: without_end(replacement),
         })
@@ -295,7 +301,7 @@ impl Workspace {
     }
 
     /// The verdict on one mutant; the source is put back as it was.
-    fn with(&self, mutant: &Mutant, test: &str) -> Result<Verdict, Error> {
+    fn with(&self, mutant: &Mutant, driver: Driver) -> Result<Verdict, Error> {
         let path = self.root.join(PLACE).join(&mutant.file);
         let source = fs::read_to_string(&path).map_err(at(&path))?;
         let times = source.matches(&mutant.original).count();
@@ -304,12 +310,12 @@ impl Workspace {
         }
         let mutated = source.replacen(&mutant.original, &mutant.replacement, 1);
         fs::write(&path, mutated).map_err(at(&path))?;
-        let verdict = self.test(test);
+        let verdict = self.test(mutant.test(driver), &mutant.likely);
         fs::write(&path, source).map_err(at(&path))?;
         verdict
     }
 
-    fn cargo(&self, test: &str, arguments: &[&str]) -> Command {
+    fn cargo<'a>(&self, test: &str, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
         command
             .args(["test", "--offline", "--quiet", "-p", "iommu"])
@@ -328,13 +334,30 @@ impl Workspace {
         command
     }
 
-    /// Builds and runs an integration test. `Survived` says that all of it passed.
-    fn test(&self, test: &str) -> Result<Verdict, Error> {
-        let (built, output) = self.run(self.cargo(test, &["--no-run"]), "build", BUILD_LIMIT)?;
+    /// Builds an integration test and runs what is likely to fail of it, and all of it where nothing
+    /// does. `Survived` says that all of it passed.
+    fn test(&self, test: &str, likely: &[String]) -> Result<Verdict, Error> {
+        let (built, output) = self.run(self.cargo(test, ["--no-run"]), "build", BUILD_LIMIT)?;
         if !built.is_some_and(|status| status.success()) {
             return Ok(Verdict::DoesNotCompile(last_lines(&output, 30)));
         }
-        let (ran, output) = self.run(self.cargo(test, &["--no-fail-fast"]), "run", LIMIT)?;
+        if !likely.is_empty() {
+            let names = likely.iter().map(String::as_str);
+            let verdict = self.judge(test, ["--"].into_iter().chain(names))?;
+            if !matches!(verdict, Verdict::Survived) {
+                return Ok(verdict);
+            }
+        }
+        self.judge(test, [])
+    }
+
+    /// Runs an integration test, or what of it the arguments leave.
+    fn judge<'a>(
+        &self,
+        test: &str,
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Verdict, Error> {
+        let (ran, output) = self.run(self.cargo(test, arguments), "run", LIMIT)?;
         Ok(match ran {
             None => Verdict::Hung,
             Some(status) if status.success() => Verdict::Survived,
@@ -476,6 +499,46 @@ mod tests {
         assert!(reduced.contains("\"mutant/iommu\",") && !reduced.contains("\"iommu\""));
         assert!(reduced.contains("path = \"mutant/iommu\""));
         assert!(reduced.contains("crc = \"3\"") && reduced.contains("opt-level = 1"));
+    }
+
+    /// The names of the tests in an integration test of `iommu`, modules before them.
+    fn names_of(test: &str) -> Vec<String> {
+        let directory = crate::paths::workspace().join("iommu/tests");
+        let read = |file: &str| fs::read_to_string(directory.join(file)).unwrap();
+        let functions = |source: &str, before: &str| -> Vec<String> {
+            let names = source.lines().filter_map(|line| {
+                let (name, _) = line.strip_prefix("fn ")?.split_once("()")?;
+                Some(format!("{before}{name}"))
+            });
+            names.collect()
+        };
+        let root = read(&format!("{test}.rs"));
+        let mut names = functions(&root, "");
+        let lines: Vec<_> = root.lines().collect();
+        for pair in lines.windows(2) {
+            let path = pair[0].strip_prefix("#[path = \"");
+            let path = path.and_then(|rest| rest.strip_suffix("\"]"));
+            let module = pair[1].strip_prefix("mod ");
+            let module = module.and_then(|rest| rest.strip_suffix(';'));
+            if let (Some(path), Some(module)) = (path, module) {
+                names.extend(functions(&read(path), &format!("{module}::")));
+            }
+        }
+        names
+    }
+
+    #[test]
+    fn what_is_likely_to_notice_is_there() {
+        let mutants = Mutant::all(&crate::paths::workspace().join("iommu/mutants")).unwrap();
+        for mutant in mutants {
+            let amd = Driver::Amd.owns(&mutant);
+            let names = names_of(mutant.test(if amd { Driver::Amd } else { Driver::Vtd }));
+            assert!(!mutant.likely.is_empty(), "{}: nothing is", mutant.name);
+            for likely in &mutant.likely {
+                let there = names.iter().any(|name| name.contains(likely.as_str()));
+                assert!(there, "{}: {likely}", mutant.name);
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use handoff_abi::{DomainId, FRAME_SIZE, PhysAddr, PhysRange, RequesterId};
 use heapless::Vec;
 
+use super::commands::CommandBuffer;
 use super::devices::slot_in;
+use super::hardware::Hardware;
 use super::pending::{Cached, commands};
 use super::probe::Capabilities;
 use super::spec::{DeviceEntry, DeviceTableBase, PageEntry, Register};
@@ -24,6 +26,21 @@ const HYPERTRANSPORT_RANGE: PhysRange =
 
 /// Domain ids have 16 bits, on every unit.
 const DOMAIN_LIMIT: u32 = 1 << 16;
+
+impl<R, C> AmdVi<R, C> {
+    /// The command buffer, the registers to work it with, and what the unit may have cached.
+    fn buffer<'a>(
+        &'a mut self,
+        domains: &'a [DomainId],
+    ) -> (&'a mut CommandBuffer, &'a mut Hardware<R, C>, Cached<'a>) {
+        let cached = Cached {
+            all_at_once: self.capabilities.invalidates_all(),
+            buses: &self.buses,
+            domains,
+        };
+        (&mut self.commands, &mut self.hardware, cached)
+    }
+}
 
 impl<R: RegisterIo, C: Deadline> Vendor for AmdVi<R, C> {
     type Entry = PageEntry;
@@ -72,18 +89,9 @@ impl<R: RegisterIo, C: Deadline> Vendor for AmdVi<R, C> {
             return Ok(None);
         }
         let domains: Vec<DomainId, MAX_DOMAINS> = unit.domains.ids().collect();
-        let vendor = &mut unit.vendor;
-        let cached = Cached {
-            all_at_once: vendor.capabilities.invalidates_all(),
-            buses: &vendor.buses,
-            domains: &domains,
-        };
-        vendor
-            .commands
-            .submit(&mut vendor.hardware, &mut unit.tables, || {
-                commands(pending, more, cached)
-            })
-            .map(Some)
+        let (buffer, hardware, cached) = unit.vendor.buffer(&domains);
+        let batch = || commands(pending, more, cached);
+        buffer.submit(hardware, &mut unit.tables, batch).map(Some)
     }
 
     fn await_batch<M: TableMemory>(
@@ -93,17 +101,9 @@ impl<R: RegisterIo, C: Deadline> Vendor for AmdVi<R, C> {
         more: &[RequesterId],
     ) -> Result<u64, InvalidateError> {
         let domains: Vec<DomainId, MAX_DOMAINS> = unit.domains.ids().collect();
-        let vendor = &mut unit.vendor;
-        let cached = Cached {
-            all_at_once: vendor.capabilities.invalidates_all(),
-            buses: &vendor.buses,
-            domains: &domains,
-        };
-        vendor
-            .commands
-            .wait(&mut vendor.hardware, &mut unit.tables, sequence, || {
-                commands(pending, more, cached)
-            })
+        let (buffer, hardware, cached) = unit.vendor.buffer(&domains);
+        let batch = || commands(pending, more, cached);
+        buffer.wait(hardware, &mut unit.tables, sequence, batch)
     }
 
     fn device_state<M: TableMemory>(
