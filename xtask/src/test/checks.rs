@@ -1,9 +1,9 @@
 //! Checks that need no machine: format, lints, documentation, tests on the host, builds.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -441,8 +441,13 @@ fn fuzz_smoke(job: &Job<'_>) -> Result<Tally> {
     })
 }
 
+/// What noticed each of them, and after how long, is in the log.
 fn try_mutants(job: &Job<'_>, driver: Driver, all: bool) -> Result<Tally> {
     let mut tally = Tally::default();
+    let path = job.logs.join(format!("{}.log", job.name));
+    let mut log = fs::File::create(&path).with_context(|| path.display().to_string())?;
+    let begun = Instant::now();
+    let mut unwritten = None;
     let result = mutants::run(
         &paths::workspace(),
         &paths::target(),
@@ -456,8 +461,13 @@ fn try_mutants(job: &Job<'_>, driver: Driver, all: bool) -> Result<Tally> {
                 job.screen.detail(&outcome.to_string());
             }
             job.step.progress(&outcome.name);
+            let line = writeln!(log, "{:>5} s  {outcome}", begun.elapsed().as_secs());
+            unwritten = line.err().or(unwritten.take());
         },
     );
+    if let Some(error) = unwritten {
+        return Err(error).with_context(|| path.display().to_string());
+    }
     match result {
         Ok(_) | Err(mutants::Error::Failed(_)) => Ok(tally),
         Err(error) => Err(error.into()),
