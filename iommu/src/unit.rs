@@ -273,6 +273,11 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
     /// nothing else, and every other device reaches nothing; interrupts pass only through entries
     /// of this unit. Where firmware left the unit on it stays on, and no request passes untranslated.
     ///
+    /// Where the tables that are replaced have a domain with the id of one here, a device of that
+    /// domain may be served from what the unit has cached under the id, until this returns; nothing
+    /// of it is left then. Choose ids that are not in use there: the driver cannot see them, as those
+    /// tables are not in its memory.
+    ///
     /// # Errors
     /// See [`EnableError`]. The unit may be left anywhere on the way; `enable` can be called again.
     pub fn enable(&mut self) -> Result<(), EnableError> {
@@ -281,9 +286,6 @@ impl<R: RegisterIo, M: TableMemory, C: Deadline> Unit<R, M, C> {
 
     /// As [`enable`](Self::enable), over the queue that firmware or an earlier kernel left running
     /// and [`EnableError::QueueRuns`] named; `queue` reaches its memory.
-    ///
-    /// Where the tables that are replaced have a domain with the id of one here, the translations of
-    /// both can mix until this returns: choose ids that are not in use there.
     ///
     /// # Errors
     /// See [`EnableError`].

@@ -1,11 +1,11 @@
 //! The order and the form of what is written while a unit is brought up.
 
-use handoff_abi::{PhysAddr, RequesterId};
+use handoff_abi::{DomainId, PhysAddr, RequesterId};
 use iommu::Access;
 use iommu::amd::{
     CapabilityHeader, Config, EnableError, InterruptFormat, PrepareError, ProbeError,
 };
-use iommu_model::amd::{Event, Injection, Interrupt, Reason, Schedule, UnitConfig};
+use iommu_model::amd::{Attack, Event, Injection, Interrupt, Reason, Schedule, UnitConfig};
 
 use crate::rig::*;
 
@@ -140,6 +140,83 @@ fn a_unit_that_was_left_on_gets_the_new_table_without_a_gap() {
         machine.audit();
         machine.assert_no_violations();
     }
+}
+
+/// Brings a unit up that firmware left on, with a device whose translation of `A_BASE` fills the caches
+/// under the id `theirs`; the driver has that device in `B`, and another in `A`. Gives where requests
+/// of that other at `A_BASE` landed on the way.
+fn over_full_caches(model: &UnitConfig, schedule: Schedule, theirs: DomainId) -> Vec<Attack> {
+    let machine = machine(schedule, std::slice::from_ref(model));
+    let table = 0x2000_0000;
+    machine.fill(table, &[0b11, 0, 0b1, 0], 512);
+    let (root, middle, leaf) = (0x2100_0000, 0x2100_1000, 0x2100_2000);
+    for page in [root, middle, leaf] {
+        machine.fill(page, &[0], 1);
+    }
+    let rights = 3 << 61;
+    machine.poke(root + 4 * 8, rights | 2 << 9 | middle | 1);
+    machine.poke(middle, rights | 1 << 9 | leaf | 1);
+    machine.poke(leaf, rights | C_BASE | 1);
+    let at = table + u64::from(OTHER.0) * 32;
+    machine.poke(at, rights | 3 << 9 | root | 0b11);
+    machine.poke(at + 8, theirs.0.into());
+    let coherent = u64::from(model.coherent) << 10;
+    machine.left_on(
+        0,
+        table | 0x1ff,
+        0x2200_0000 | 9 << 56,
+        0x2210_0000 | 9 << 56,
+        CMD_BUF_EN | EVENT_LOG_EN | coherent,
+    );
+    assert_eq!(
+        machine.dma_write(0, OTHER.0, A_BASE, b"x").landed[0].0,
+        C_BASE
+    );
+    let mut unit = prepare(&machine, 0, model, config(model)).unwrap();
+    for (device, domain, base) in [(DEVICE, A, A_BASE), (OTHER, B, B_BASE)] {
+        unit.create_domain(domain).unwrap();
+        let mapped = unit.map(domain, base, range(base, PART), Access::READ_WRITE);
+        let attached = unit.attach(device, domain).unwrap();
+        unit.flush(mapped.unwrap().merge(attached)).unwrap();
+    }
+    machine.attack(0, DEVICE.0, A_BASE);
+    unit.enable_over(&mut machine.memory()).unwrap();
+    let attacks = machine.take_attacks();
+    for at in [A_BASE, A_BASE + 0xff8, A_BASE + 0x1000] {
+        let landed = machine.dma_write(0, DEVICE.0, at, b"x").landed;
+        assert_eq!(landed[0].0, at, "{theirs:?}");
+        let blocked = machine.dma_write(0, OTHER.0, at, b"x").blocked;
+        assert_eq!(blocked, Some(UNMAPPED[0]), "{theirs:?}");
+    }
+    machine.audit();
+    machine.assert_no_violations();
+    attacks
+}
+
+#[test]
+fn nothing_that_firmware_left_in_the_caches_is_used_once_a_unit_is_up() {
+    let foreign = |attack: &Attack| attack.result.is_ok_and(|at| at != A_BASE);
+    for model in models() {
+        let model = UnitConfig {
+            x2apic: false,
+            ..model
+        };
+        for schedule in [Schedule::Lazy, Schedule::Random(1)] {
+            // Under an id that is not in use here it is never used by a device of another.
+            let attacks = over_full_caches(&model, schedule, DomainId(9));
+            assert!(!attacks.iter().any(foreign), "{attacks:?}");
+            for theirs in [A, B] {
+                over_full_caches(&model, schedule, theirs);
+            }
+        }
+    }
+    // Under an equal id it can be, until the unit was told to forget it: the ids matter.
+    let model = UnitConfig {
+        invalidate_all: false,
+        ..UnitConfig::default()
+    };
+    let mixed = over_full_caches(&model, Schedule::Lazy, A);
+    assert!(mixed.iter().any(foreign));
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! The order and the form of what is written while a unit is brought up.
 
-use handoff_abi::{PhysAddr, RequesterId};
+use handoff_abi::{DomainId, PhysAddr, RequesterId};
 use iommu::Access;
 use iommu::vtd::{Config, EnableError, Pending, PrepareError, ProbeError};
-use iommu_model::{Event, Injection, Interrupt, Invalidation, Reason, Schedule, UnitConfig};
+use iommu_model::{
+    Attack, Event, Injection, Interrupt, Invalidation, Reason, Rule, Schedule, UnitConfig,
+    Violation,
+};
 
 use crate::rig::*;
 
@@ -297,6 +300,79 @@ fn what_firmware_left_on_is_replaced_without_a_gap() {
             rig.sound();
         }
     }
+}
+
+/// Brings a unit up that firmware left on, with a device whose translation of `A_BASE` fills the caches
+/// under the id `theirs`; the driver has that device in `B`, and another in `A`. Gives where requests
+/// of both at `A_BASE` landed on the way.
+fn over_full_caches(model: &UnitConfig, schedule: Schedule, theirs: DomainId) -> Vec<Attack> {
+    const REGION: u64 = 0x2000_0000;
+    let firmwares = RequesterId(0x00a0);
+    let mut rig = Rig::prepared(schedule, std::slice::from_ref(model));
+    let root = firmware_tables(&rig.machine, firmwares.0, REGION);
+    let entry = root + 0x1000 + u64::from(firmwares.0 & 0xff) * 16;
+    rig.machine.poke(entry + 8, u64::from(theirs.0) << 8 | 1);
+    rig.machine.poke(
+        root + 0x2000 + (A_BASE >> 30 & 511) * 8,
+        (root + 0x3000) | 3,
+    );
+    rig.machine
+        .poke(root + 0x3000 + (A_BASE >> 21 & 511) * 8, REGION | 0x83);
+    rig.machine.left_on(0, root, None, None);
+    assert_eq!(rig.write(firmwares, A_BASE), Ok(REGION));
+    let unit = &mut rig.units[0];
+    for (device, domain, base) in [(DEVICE, A, A_BASE), (firmwares, B, B_BASE)] {
+        unit.create_domain(domain).unwrap();
+        let mapped = unit.map(domain, base, range(base, PART), Access::READ_WRITE);
+        let attached = unit.attach(device, domain).unwrap();
+        unit.flush(mapped.unwrap().merge(attached)).unwrap();
+    }
+    rig.machine.attack(0, DEVICE.0, A_BASE);
+    rig.machine.attack(0, firmwares.0, A_BASE);
+    rig.units[0].enable().unwrap();
+    let attacks = rig.machine.take_attacks();
+    for offset in [0, 0x1f_fff8, 0x20_0000] {
+        let at = A_BASE + offset;
+        assert_eq!(rig.write(DEVICE, at), Ok(at), "{theirs:?}");
+        assert_eq!(rig.write(firmwares, at), Err(UNMAPPED[0]), "{theirs:?}");
+    }
+    // One id for two sets of tables is against the rules, whoever made the first.
+    if [A, B].contains(&theirs) {
+        let broken = rig.machine.violations();
+        let two_tables = |broken: &Violation| broken.rule == Rule::DomainIdWithTwoTables;
+        assert!(broken.iter().all(two_tables), "{broken:?}");
+        rig.machine.forget_violations();
+    }
+    rig.sound();
+    attacks
+        .into_iter()
+        .filter(|attack| attack.sid == DEVICE.0)
+        .collect()
+}
+
+#[test]
+fn nothing_that_firmware_left_in_the_caches_is_used_once_a_unit_is_up() {
+    let foreign = |attack: &Attack| attack.result.is_ok_and(|at| at != A_BASE);
+    // Firmware's tables here have three levels and leaves of 2 MiB.
+    let fitting = |model: &UnitConfig| {
+        model.address_widths & 0b0010 != 0
+            && model.large_pages & 1 != 0
+            && !model.protected_at_start
+    };
+    for model in models().into_iter().filter(fitting) {
+        for schedule in schedules(4) {
+            // Under an id that is not in use here it is never used by a device of another.
+            let attacks = over_full_caches(&model, schedule, DomainId(9));
+            assert!(!attacks.iter().any(foreign), "{attacks:?}");
+            for theirs in [A, B] {
+                over_full_caches(&model, schedule, theirs);
+            }
+        }
+    }
+    // Under an equal id it can be, until the unit was told to forget it: the ids matter.
+    let model = UnitConfig::default();
+    let mixed = over_full_caches(&model, Schedule::Lazy, A);
+    assert!(mixed.iter().any(foreign));
 }
 
 #[test]
