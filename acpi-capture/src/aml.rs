@@ -247,3 +247,54 @@ impl<'b> Encoder<'b> {
         self.bytes(&length.to_le_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use std::vec;
+
+    use super::*;
+
+    #[test]
+    fn a_plug_and_play_id_is_compressed() {
+        // ACPI 6.5, section 19.6.37: PNP0C09 is 090CD041h.
+        assert_eq!(pnp_id(0x0c09), 0x090c_d041);
+        assert_eq!(pnp_id(0x0a03), 0x030a_d041);
+    }
+
+    #[test]
+    fn a_package_is_shorter_than_a_mebibyte() {
+        for (content, fits) in [((1 << 20) - 4, true), ((1 << 20) - 3, false)] {
+            let mut buffer = vec![0; 2 << 20];
+            let mut aml = Encoder::new(&mut buffer);
+            let content = vec![0xa3; content];
+            let result = aml.package(|aml| aml.bytes(&content));
+            assert_eq!(result.is_ok(), fits);
+            if fits {
+                // All bits of the length: four in the first byte, eight in each that follows.
+                assert_eq!(buffer[..3], [0x8f, 0xff, 0xff]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_number_that_its_descriptor_cannot_hold_is_not_cut() {
+        let mut buffer = [0; 64];
+        for (width, last) in [(Width::Word, 0xffff), (Width::DWord, 0xffff_ffff)] {
+            let write = |buffer: &mut [u8], base| {
+                let mut aml = Encoder::new(buffer);
+                aml.address_space(width, Space::Io, Usage::Producer, base, 1)
+            };
+            assert_eq!(write(&mut buffer, last), Ok(()));
+            assert_eq!(write(&mut buffer, last + 1), Err(Full));
+        }
+        let mut aml = Encoder::new(&mut buffer);
+        for (base, length) in [(0, 0), (u64::MAX, 2)] {
+            assert_eq!(
+                aml.address_space(Width::QWord, Space::Memory, Usage::Producer, base, length),
+                Err(Full)
+            );
+        }
+    }
+}

@@ -205,6 +205,34 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_range_that_wraps_is_told_by_its_numbers() {
+        let error = PhysRange::new(PhysAddr(u64::MAX), 2).unwrap_err();
+        assert_eq!(
+            std::format!("{error}"),
+            "0x2 bytes at 0xffffffffffffffff wrap past the end of the address space"
+        );
+    }
+
+    #[test]
+    fn an_address_is_aligned_to_powers_of_two_that_divide_it() {
+        let aligned = |address, alignment| PhysAddr(address).is_aligned_to(alignment);
+        assert!(aligned(0x3000, 0x1000) && aligned(0x3000, 1) && aligned(0, 1 << 63));
+        assert!(!aligned(0x3000, 0x2000) && !aligned(0x3800, 0x1000));
+        // No power of two.
+        assert!(!aligned(0x3000, 0) && !aligned(0x3000, 0x3000) && !aligned(0, 3));
+    }
+
+    #[test]
+    fn a_range_is_aligned_where_both_ends_are() {
+        let aligned = |base, length| {
+            let range = PhysRange::new(PhysAddr(base), length).unwrap();
+            range.is_aligned_to(0x1000)
+        };
+        assert!(aligned(0x1000, 0x3000));
+        assert!(!aligned(0x1800, 0x1000) && !aligned(0x1000, 0x1800) && !aligned(1, 1));
+    }
+
     proptest! {
         #[test]
         fn set_operations_agree_with_membership(a in range(), b in range()) {

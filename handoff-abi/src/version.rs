@@ -152,6 +152,32 @@ mod tests {
     }
 
     #[test]
+    fn features_are_told_by_name_and_unknown_ones_by_number() {
+        let features = Features::VT_D | Features::STANDBY | Features::from_bits_retain(1 << 60);
+        assert_eq!(
+            std::format!("{features}"),
+            "VT_D | STANDBY | 0x1000000000000000"
+        );
+    }
+
+    #[test]
+    fn who_speaks_every_version_reads_from_the_oldest_to_the_newest() {
+        let speaks = Speaks::every_version(Features::AMD_VI);
+        assert_eq!(speaks.features, Features::AMD_VI);
+        assert!(speaks.reads(AbiVersion::OLDEST) && speaks.reads(AbiVersion::NEWEST));
+        let AbiVersion { major, minor } = AbiVersion::NEWEST;
+        let later = AbiVersion {
+            major,
+            minor: minor + 1,
+        };
+        let other = AbiVersion {
+            major: major + 1,
+            minor,
+        };
+        assert!(!speaks.reads(later) && !speaks.reads(other));
+    }
+
+    #[test]
     fn bits_of_a_newer_peer_survive() {
         assert_eq!(Features::from_bits_retain(1 << 60).bits(), 1 << 60);
     }

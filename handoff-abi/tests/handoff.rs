@@ -280,6 +280,42 @@ fn a_longer_record_of_a_newer_writer_is_read_as_far_as_it_is_known() {
 }
 
 #[test]
+fn a_record_of_any_known_kind_is_refused_one_byte_short() {
+    use core::mem::size_of;
+    for (of, size) in [
+        (kind::EXTENT, size_of::<Extent>()),
+        (kind::CPU, size_of::<Cpu>()),
+        (kind::MEMORY, size_of::<Memory>()),
+        (kind::FUNCTION, size_of::<Function>()),
+        (kind::INTERRUPT_HANDLE, size_of::<InterruptHandle>()),
+        (kind::FIRMWARE, size_of::<Firmware>()),
+        (kind::VTD_UNIT, size_of::<VtdUnit>()),
+        (kind::WORKLOAD, size_of::<Workload>()),
+        (kind::CONSOLE, size_of::<Console>()),
+        (kind::CLOCK, size_of::<Clock>()),
+        (kind::ECAM, size_of::<Ecam>()),
+        (kind::HISTORY, size_of::<History>()),
+        (kind::DOMAIN, size_of::<Domain>()),
+        (kind::PLATFORM, size_of::<Platform>()),
+        (kind::AMD_VI_UNIT, size_of::<AmdViState>()),
+    ] {
+        let with = |length: usize| {
+            write(AbiVersion::V0_2, |writer| {
+                writer.append(of, 0, &vec![0; length]).unwrap();
+            })
+        };
+        // Records are of whole words.
+        let blob = with(size - 8);
+        let refused = refusal(&blob);
+        assert!(
+            matches!(refused, HandoffError::RecordTooShort { kind, .. } if kind == of),
+            "{of}: {refused}"
+        );
+        assert!(Handoff::parse(&with(size), AT, &SPEAKS).is_ok(), "{of}");
+    }
+}
+
+#[test]
 fn a_record_that_is_too_short_is_refused() {
     let blob = write(AbiVersion::V0_2, |writer| {
         writer.append(kind::EXTENT, 0, &[0; 16]).unwrap();

@@ -289,10 +289,7 @@ impl<'a> Capture<'a> {
         let state = State::from_wire(entry.state.get())?;
         let offset = usize::try_from(entry.offset.get()).ok()?;
         let length = usize::try_from(entry.length.get()).ok()?;
-        let bytes = match length {
-            0 => &[],
-            _ => self.blob.get(offset..)?.get(..length)?,
-        };
+        let bytes = self.blob.get(offset..)?.get(..length)?;
         if !state.is_copied() && !bytes.is_empty() {
             return None;
         }

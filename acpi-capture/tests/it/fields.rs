@@ -269,6 +269,7 @@ fn a_capture_gives_each_table_by_its_kind() {
         build_small::hmat_sample(),
         build::hpet(0xfed0_0000, 0),
         build::ivrs(&[]),
+        build::dmar(39, 0, &[]),
         // A table that is nothing but its header.
         sdt(b"TINY", 1, &[]),
     ];
@@ -296,8 +297,9 @@ fn a_capture_gives_each_table_by_its_kind() {
     assert_eq!(capture.hmat().unwrap().unwrap().sdt().bytes(), tables[1]);
     assert_eq!(capture.hpet().unwrap().unwrap().base.0, 0xfed0_0000);
     assert_eq!(capture.ivrs().unwrap().unwrap().sdt().bytes(), tables[3]);
+    assert_eq!(capture.dmar().unwrap().unwrap().sdt().bytes(), tables[4]);
     let tiny = capture.find(Signature(*b"TINY")).unwrap();
-    assert_eq!((tiny.bytes(), tiny.body()), (&tables[4][..], &[][..]));
+    assert_eq!((tiny.bytes(), tiny.body()), (&tables[5][..], &[][..]));
 }
 
 #[test]
@@ -371,4 +373,45 @@ fn an_smbios_entry_point_in_a_hole_of_memory_is_unreadable() {
         (stored.state, stored.bytes.len()),
         (State::Shortened, 0x1000)
     );
+}
+
+#[test]
+fn only_whole_tables_with_the_common_header_are_found_by_signature() {
+    let memory = crate::capture::machine();
+    let mut request = CaptureRequest::new(PhysAddr(0xf_5a40), SmbiosSource::None);
+    let blob = crate::capture::take(&memory, &request);
+    let capture = Capture::parse(&blob).unwrap();
+    assert_eq!(capture.all(Signature::FADT).count(), 1);
+    // It was copied, and has no such header.
+    assert_eq!(capture.all(Signature::FACS).count(), 0);
+    // One that is as long as may be is copied, one that is longer is only listed.
+    for (most, found) in [(276, 1), (275, 0)] {
+        request.max_table_length = most;
+        let blob = crate::capture::take(&memory, &request);
+        let capture = Capture::parse(&blob).unwrap();
+        assert_eq!(capture.all(Signature::FADT).count(), found);
+        let listed = capture.tables();
+        assert_eq!(
+            listed
+                .filter(|table| table.signature == Signature::FADT)
+                .count(),
+            1
+        );
+    }
+}
+
+#[test]
+fn of_an_old_rsdp_no_byte_that_follows_is_kept() {
+    let mut memory = crate::capture::machine();
+    let rsdp = build::rsdp_v1(0x7fe_0001);
+    let followed = Bytes::new().raw(&rsdp).raw(&[0xdd; 44]).0;
+    memory.put(0xf_5a40, followed);
+    let request = CaptureRequest::new(PhysAddr(0xf_5a40), SmbiosSource::None);
+    let blob = crate::capture::take(&memory, &request);
+    let capture = Capture::parse(&blob).unwrap();
+    let stored = capture
+        .tables()
+        .find(|table| table.kind == CapturedKind::Rsdp)
+        .unwrap();
+    assert_eq!(stored.bytes, rsdp);
 }

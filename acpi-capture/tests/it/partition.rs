@@ -802,3 +802,157 @@ fn a_machine_without_a_sound_madt_has_no_partitions() {
         Err(PartitionError::NoMadt)
     );
 }
+
+/// The tables of a partition, as its kernel finds them.
+fn written(memory: &Memory, wish: &Wish) -> Vec<u8> {
+    let blob = capture_of(memory, RSDP);
+    let whole = Capture::parse(&blob).unwrap();
+    let mut buffer = vec![0; 0x4000];
+    let tables = wish.with(|view| view.write(&whole, &mut buffer)).unwrap();
+    buffer.truncate(tables.range.length() as usize);
+    let mut small = Memory::default();
+    small.put(PLACE, buffer);
+    capture_of(&small, PLACE)
+}
+
+/// The same machine with this SRAT and SLIT.
+fn with_affinities(srat: Vec<u8>, slit: Option<Vec<u8>>) -> Memory {
+    let mut memory = plain_machine().memory();
+    let xsdt = memory.0[&0x7fe0_0000][36..].to_vec();
+    let mut pointers: Vec<u64> = xsdt
+        .chunks(8)
+        .map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
+        .collect();
+    for (place, table) in [Some(srat), slit].into_iter().flatten().enumerate() {
+        let at = 0x7ff0_0000 + 0x1_0000 * place as u64;
+        pointers.push(at);
+        memory.put(at, table);
+    }
+    memory.put(0x7fe0_0000, build::xsdt(&pointers));
+    memory
+}
+
+#[test]
+fn windows_reach_to_the_end_of_what_their_kind_can_address() {
+    let mut wish = plain_wish();
+    wish.bridges.truncate(1);
+    wish.bridges[0].2 = vec![
+        window(WindowKind::Io, 0, 0x1_0000),
+        window(WindowKind::Memory32, 0xff00_0000, 0x1_0000_0000),
+        // So low that the numbers of ports would do.
+        window(WindowKind::Memory32, 0x8000, 0x9000),
+    ];
+    let blob = written(&plain_machine().memory(), &wish);
+    let capture = Capture::parse(&blob).unwrap();
+    let block = capture.find(Signature::DSDT).unwrap().body().to_vec();
+    let bridge = &devices(&block)["PB00"];
+    let Value::Resources(resources) = &bridge["_CRS"] else {
+        panic!("resources")
+    };
+    let found: Vec<_> = resources[1..]
+        .iter()
+        .map(|resource| match *resource {
+            Resource::Space {
+                item,
+                kind,
+                minimum,
+                maximum,
+                length,
+                ..
+            } => (item, kind, minimum, maximum, length),
+            ref other => panic!("{other:?}"),
+        })
+        .collect();
+    // The length of all ports does not fit the descriptor of 16 bits.
+    assert_eq!(
+        found,
+        [
+            (7, 1, 0, 0xffff, 0x1_0000),
+            (7, 0, 0xff00_0000, 0xffff_ffff, 0x100_0000),
+            (7, 0, 0x8000, 0x8fff, 0x1000),
+        ]
+    );
+}
+
+#[test]
+fn affinities_that_are_switched_off_or_somebody_elses_are_left_out() {
+    let own = range(0x1_0000_0000, 0x1_2000_0000);
+    let wish = plain_wish();
+    let memory = |domain, flags| build::srat_memory(domain, own.base().0, own.length(), flags);
+    let processors: Vec<_> = wish
+        .cpus
+        .iter()
+        .map(|cpu| build::srat_apic(7, cpu.0 as u8, 1))
+        .collect();
+    let entries = [&processors[..], &[memory(9, 0), memory(7, 1)]].concat();
+    let blob = written(&with_affinities(build::srat(3, &entries), None), &wish);
+    let capture = Capture::parse(&blob).unwrap();
+    let srat = capture.srat().unwrap().unwrap();
+    let domains: Vec<_> = srat
+        .entries()
+        .map(|entry| match entry.unwrap() {
+            Affinity::Processor { domain, .. } => domain,
+            Affinity::Memory(affinity) => affinity.domain,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(domains, vec![0; wish.cpus.len() + 1]);
+    assert!(capture.slit().is_none());
+    // Of the processors only some have a place: the others have none in the smaller table either.
+    let entries = [&processors[..1], &[memory(7, 1)]].concat();
+    let blob = written(&with_affinities(build::srat(3, &entries), None), &wish);
+    let capture = Capture::parse(&blob).unwrap();
+    assert_eq!(capture.srat().unwrap().unwrap().entries().count(), 2);
+    // Where none has one, there is no table.
+    let blob = written(
+        &with_affinities(build::srat(3, &[memory(7, 1)]), None),
+        &wish,
+    );
+    assert!(Capture::parse(&blob).unwrap().srat().is_none());
+}
+
+#[test]
+fn a_distance_that_the_table_has_not_is_that_of_a_neighbour() {
+    let wish = plain_wish();
+    let [first, second] = wish.cpus[..] else {
+        panic!("two processors")
+    };
+    let srat = build::srat(
+        3,
+        &[
+            build::srat_apic(0, first.0 as u8, 1),
+            build::srat_apic(5, second.0 as u8, 1),
+        ],
+    );
+    let slit = build::slit(&[vec![10, 31], vec![32, 10]]);
+    let blob = written(&with_affinities(srat, Some(slit)), &wish);
+    let capture = Capture::parse(&blob).unwrap();
+    let slit = capture.slit().unwrap().unwrap();
+    let distances = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(from, to)| slit.distance(from, to));
+    assert_eq!(distances, [Some(10), Some(20), Some(20), Some(10)]);
+}
+
+#[test]
+fn a_processor_keeps_the_kind_of_entry_that_firmware_gave_it() {
+    let mut machine = plain_machine();
+    let id = machine.cpus[1].apic_id;
+    assert!(id < 0xff);
+    machine.cpus[1].x2apic = true;
+    machine.has_srat = true;
+    let mut wish = plain_wish();
+    wish.cpus = vec![ApicId(id)];
+    let blob = written(&machine.memory(), &wish);
+    let capture = Capture::parse(&blob).unwrap();
+    let madt = capture.madt().unwrap().unwrap();
+    let cpu = madt.processor(ApicId(id)).unwrap();
+    assert!(cpu.x2apic);
+    let srat = capture.srat().unwrap().unwrap();
+    let entries: Vec<_> = srat.entries().flatten().collect();
+    assert!(
+        entries.iter().any(|entry| matches!(
+            *entry,
+            Affinity::Processor { apic_id, x2apic: true, .. } if apic_id == ApicId(id)
+        )),
+        "{entries:?}"
+    );
+}

@@ -74,7 +74,14 @@ fn indirect_data_is_where_the_item_says() {
         indirect(1 << 31 | 1, u64::MAX, 2),
         Err(SetupError::Wraps { header, length: 2 })
     );
+    // What follows the address is nobody's.
+    let data = Bytes::new().u32(1 << 31 | 9).u32(0).u64(0x20).u64(0x6000);
     let mut memory = Memory::default();
+    memory.put(0x1000, setup_data(0, 1 << 31, &data.raw(&[0xee; 16]).0));
+    assert_eq!(
+        items(&memory, 0x1000)[0].unwrap().data,
+        range(0x6000, 0x6020)
+    );
     memory.put(0x1000, setup_data(0, 1 << 31, &[0; 23]));
     assert_eq!(
         items(&memory, 0x1000),
