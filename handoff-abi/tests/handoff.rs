@@ -382,3 +382,79 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_error_says_what_is_wrong_and_where() {
+    let missing = Features::AMD_VI;
+    for (error, text) in [
+        (
+            HandoffError::Truncated { have: 7, need: 64 },
+            "handoff has 7 bytes and needs 64",
+        ),
+        (
+            HandoffError::Magic { found: 0x2a },
+            "handoff begins with 0x000000000000002a, which is not its magic",
+        ),
+        (
+            HandoffError::HeaderLength { found: 9 },
+            "handoff header states a length of 9 bytes",
+        ),
+        (
+            HandoffError::Length { found: 9 },
+            "handoff states a length of 9 bytes",
+        ),
+        (
+            HandoffError::Address {
+                written_for: PhysAddr(0x1000),
+                found_at: PhysAddr(0x2000),
+            },
+            "handoff was written for 0x1000 and found at 0x2000",
+        ),
+        (
+            HandoffError::Checksum {
+                stated: 1,
+                computed: 2,
+            },
+            "handoff checksum is 0x00000002, stated 0x00000001",
+        ),
+        (
+            HandoffError::Features { missing },
+            "handoff requires what this kernel has not: AMD_VI",
+        ),
+        (
+            HandoffError::Reserved,
+            "handoff header has a reserved field that is not zero",
+        ),
+        (
+            HandoffError::RecordLength {
+                offset: 0x80,
+                found: 3,
+            },
+            "record at offset 0x80 states a length of 3 bytes",
+        ),
+        (
+            HandoffError::CriticalRecord {
+                offset: 0x80,
+                kind: 0x99,
+            },
+            "critical record at offset 0x80 is of unknown kind 0x99",
+        ),
+        (
+            HandoffError::RecordTooShort {
+                offset: 0x80,
+                kind: 1,
+                found: 24,
+            },
+            "record of kind 0x1 at offset 0x80 has only 24 bytes",
+        ),
+        (
+            HandoffError::RecordCount {
+                stated: 3,
+                found: 2,
+            },
+            "handoff states 3 records and has 2",
+        ),
+    ] {
+        assert_eq!(error.to_string(), text);
+    }
+}

@@ -431,12 +431,8 @@ impl<'a> Steward<'a> {
             return Err(LedgerError::Overlap { slot: other.slot });
         }
         let slot = self.free_slot(&[])?;
-        self.fill(
-            slot,
-            0,
-            (kind, base, length),
-            self.word(owner, owner, Phase::Settled),
-        )?;
+        let word = self.word(owner, owner, Phase::Settled);
+        self.fill(slot, 0, (kind, base, length), word)?;
         Ok(slot)
     }
 
@@ -462,31 +458,7 @@ impl<'a> Steward<'a> {
             return Ok(slot);
         }
         let owner = entry.word.owner;
-        let pieces = [
-            part,
-            PhysRange::from_bounds(whole.base(), part.base()),
-            PhysRange::from_bounds(part.end(), whole.end()),
-        ];
-        let mut slots = [slot; 3];
-        let mut count = 0;
-        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
-            let free = self
-                .free_slot(slots.get(..count).unwrap_or(&[]))
-                .inspect_err(|_| {
-                    self.release(slots.get(..count).unwrap_or(&[]));
-                })?;
-            let fields = (entry.kind, piece.base().0, piece.length());
-            self.fill(
-                free,
-                u32::from(slot) + 1,
-                fields,
-                self.word(owner, owner, Phase::Pending),
-            )?;
-            if let Some(place) = slots.get_mut(count) {
-                *place = free;
-            }
-            count += 1;
-        }
+        let (slots, count) = self.write_pieces(&entry, whole, part)?;
         let new = slots.get(..count).unwrap_or(&[]);
         self.raw(slot)?
             .word
@@ -501,6 +473,37 @@ impl<'a> Steward<'a> {
         }
         self.release(&[slot]);
         Ok(new.first().copied().unwrap_or(slot))
+    }
+
+    /// Writes the slots of `part` and of what is left around it, and says which and how many they
+    /// are. They do not count yet.
+    fn write_pieces(
+        &self,
+        entry: &Entry,
+        whole: PhysRange,
+        part: PhysRange,
+    ) -> Result<([u16; 3], usize), LedgerError> {
+        let owner = entry.word.owner;
+        let parent = u32::from(entry.slot).saturating_add(1);
+        let pieces = [
+            part,
+            PhysRange::from_bounds(whole.base(), part.base()),
+            PhysRange::from_bounds(part.end(), whole.end()),
+        ];
+        let mut slots = [entry.slot; 3];
+        let mut count = 0;
+        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+            let taken = slots.get(..count).unwrap_or(&[]);
+            let free = self.free_slot(taken).inspect_err(|_| self.release(taken))?;
+            let fields = (entry.kind, piece.base().0, piece.length());
+            let word = self.word(owner, owner, Phase::Pending);
+            self.fill(free, parent, fields, word)?;
+            if let Some(place) = slots.get_mut(count) {
+                *place = free;
+            }
+            count += 1;
+        }
+        Ok((slots, count))
     }
 
     fn release(&self, slots: &[u16]) {

@@ -70,6 +70,66 @@ fn a_console_has_each_rate_of_the_specification() {
 }
 
 #[test]
+fn a_console_says_what_it_is_and_how_it_interrupts() {
+    let with = |fields: &[(usize, u8)]| {
+        let mut table = build_small::spcr(2, b"");
+        for &(at, byte) in fields {
+            table[at] = byte;
+        }
+        fix_sum(&mut table, 9);
+        table
+    };
+    let table = with(&[(36, 0x12)]);
+    assert_eq!(Spcr::parse(&table).unwrap().interface(), 0x12);
+    // The interrupt type: bit 0 is the pair of 8259s, all others are controllers with numbers.
+    for (kind, irq, global) in [
+        (0, None, None),
+        (1, Some(4), None),
+        (2, None, Some(4)),
+        (3, Some(4), Some(4)),
+        (8, None, Some(4)),
+    ] {
+        let table = with(&[(52, kind)]);
+        let spcr = Spcr::parse(&table).unwrap();
+        assert_eq!(
+            (spcr.irq(), spcr.global_interrupt()),
+            (irq, global),
+            "{kind}"
+        );
+    }
+    // Neither number of a PCI device is all ones.
+    for fields in [[(64, 0xff), (65, 0xff)], [(66, 0xff), (67, 0xff)]] {
+        let table = with(&fields);
+        assert_eq!(Spcr::parse(&table).unwrap().pci_function(), None);
+    }
+    let table = with(&[(64, 0xff), (66, 0xff)]);
+    assert!(Spcr::parse(&table).unwrap().pci_function().is_some());
+}
+
+#[test]
+fn a_debug_port_may_be_nothing_but_its_fixed_part() {
+    let port = Bytes::new().u8(0).u16(22).raw(&[0; 19]).0;
+    let body = Bytes::new().u32(44).u32(2).raw(&port).raw(&port);
+    let table = sdt(b"DBG2", 0, &body.0);
+    let ports: Vec<_> = Dbg2::parse(&table).unwrap().ports().collect();
+    assert_eq!(ports.len(), 2);
+    assert!(ports.iter().all(Result::is_ok), "{ports:?}");
+}
+
+#[test]
+fn a_signature_is_printable_where_each_byte_is() {
+    for (bytes, printable) in [
+        (*b"APIC", true),
+        (*b"A ~!", true),
+        (*b"API\x7f", false),
+        (*b"\x1fPIC", false),
+        (*b"AP\xffC", false),
+    ] {
+        assert_eq!(Signature(bytes).is_printable(), printable);
+    }
+}
+
+#[test]
 fn a_matrix_measures_what_its_number_says() {
     for (number, measure) in [
         (0, Measure::AccessLatency),
@@ -414,4 +474,65 @@ fn of_an_old_rsdp_no_byte_that_follows_is_kept() {
         .find(|table| table.kind == CapturedKind::Rsdp)
         .unwrap();
     assert_eq!(stored.bytes, rsdp);
+}
+
+#[test]
+fn of_two_entry_points_of_one_format_the_first_counts_and_holes_are_passed_over() {
+    let mut memory = build::Memory::default();
+    memory.put(0xe_0000, build::rsdp(0, 0x8000));
+    memory.put(0x8000, build::xsdt(&[]));
+    // Only the second half of the area can be read.
+    let mut area = vec![0; 0x8000];
+    for (at, table) in [(0x100, 0x10_0000), (0x200, 0x20_0000)] {
+        let entry = build::smbios_entry_32(table, 0x40, 1);
+        area[at..at + entry.len()].copy_from_slice(&entry);
+    }
+    memory.put(0xf_8000, area);
+    let request = CaptureRequest::new(PhysAddr(0xe_0000), SmbiosSource::Scan);
+    let blob = crate::capture::take(&memory, &request);
+    let capture = Capture::parse(&blob).unwrap();
+    let found: Vec<_> = capture
+        .smbios_entries()
+        .map(|(at, entry)| (at, entry.unwrap().table))
+        .collect();
+    assert_eq!(found, [(PhysAddr(0xf_8100), PhysAddr(0x10_0000))]);
+}
+
+#[test]
+fn root_ports_with_translation_services_are_read_like_any_scope() {
+    let port = build::scope(2, 0, 0, &[(1, 0)]);
+    let fixed = Bytes::new().u8(1).u8(0).u16(2).0;
+    let table = build::dmar(39, 0, &[build::structure(2, &fixed, &[port])]);
+    let dmar = Dmar::parse(&table).unwrap();
+    let Some(Ok(DmarStructure::RootPortAts(ports))) = dmar.structures().next() else {
+        panic!("root ports")
+    };
+    assert!(ports.all_ports && ports.segment == 2);
+    // The other bits of the flags are reserved.
+    for (kind, flags) in [(2, 0xfe), (5, 0xfe), (2, 0xff), (5, 0xff)] {
+        let fixed = Bytes::new().u8(flags).u8(0).u16(0).0;
+        let table = build::dmar(39, 0, &[build::structure(kind, &fixed, &[])]);
+        let said = match Dmar::parse(&table).unwrap().structures().next() {
+            Some(Ok(DmarStructure::RootPortAts(ports))) => ports.all_ports,
+            Some(Ok(DmarStructure::TranslationCache(cache))) => cache.atc_required,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(said, flags & 1 == 1);
+    }
+    let scopes: Vec<_> = ports.scopes().map(Result::unwrap).collect();
+    assert_eq!(scopes.len(), 1);
+    assert_eq!(scopes[0].kind, ScopeKind::PciSubHierarchy);
+}
+
+#[test]
+fn a_special_device_whose_entry_is_cut_may_have_been_any() {
+    // Its id is not where that of other entries is.
+    let error = DeviceError::Overrun {
+        offset: 0,
+        kind: 0x48,
+        needed: 8,
+        left: 5,
+        requester: Some(RequesterId(0x0100)),
+    };
+    assert_eq!(error.may_name(), (RequesterId(0), RequesterId(0xffff)));
 }

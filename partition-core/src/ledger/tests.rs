@@ -204,23 +204,21 @@ fn only_memory_that_an_entry_holds_is_cut_out_of_it() {
 }
 
 /// A split that is not through: the pieces wait for the slot they come from to say that it was split.
+/// That slot is not the first: its number counts from 1 in the pieces.
 fn half_split(ledger: &Ledger) -> (u16, [u16; 2]) {
     let mut steward = Steward::format(ledger, PRIME);
+    steward.add(resource::CPU, 1, 1, owner(PRIME)).unwrap();
     let whole = steward
         .add(resource::MEMORY, 0x1000, 0x3000, owner(PRIME))
         .unwrap();
-    let waits = steward.word(owner(PRIME), owner(PRIME), Phase::Pending);
-    for (slot, base, length) in [(1, 0x1000, 0x1000), (2, 0x2000, 0x2000)] {
-        steward
-            .fill(
-                slot,
-                u32::from(whole) + 1,
-                (resource::MEMORY, base, length),
-                waits,
-            )
-            .unwrap();
-    }
-    (whole, [1, 2])
+    let entry = steward.view().entry(whole).unwrap();
+    let (slots, count) = steward
+        .write_pieces(&entry, entry.range().unwrap(), range(0x1000, 0x1000))
+        .unwrap();
+    assert_eq!(count, 2);
+    // Before it ends, the processor is nobody's: what is left is memory.
+    steward.release(&[0]);
+    (whole, [slots[0], slots[1]])
 }
 
 #[test]

@@ -100,13 +100,12 @@ impl Merged {
     fn of(unit: &Ivhd<'_>, requester: RequesterId) -> Self {
         let mut merged = Self::default();
         for device in unit.devices().flatten() {
-            if names(&device, requester).is_none() {
-                continue;
-            }
             match device {
                 IvhdDevice::All(settings) => merged.settings |= settings,
-                IvhdDevice::Acpi(device) => merged.settings |= device.settings,
-                IvhdDevice::Span(span) => merged.add(&span),
+                IvhdDevice::Acpi(device) if device.requester == requester => {
+                    merged.settings |= device.settings;
+                }
+                IvhdDevice::Span(span) if span.contains(requester) => merged.add(&span),
                 _ => {}
             }
         }
