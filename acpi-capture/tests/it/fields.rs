@@ -211,8 +211,34 @@ fn each_register_block_is_where_its_fields_say() {
         let table = with(&[]);
         assert_eq!(Fadt::parse(&table).unwrap().block(block), None);
     }
-    let table = with(&[(52, &[0xa1])]);
-    assert_eq!(Fadt::parse(&table).unwrap().acpi_enable(), 0xa1);
+}
+
+#[test]
+fn each_number_of_a_fadt_is_where_its_field_is() {
+    let mut table = build::fadt((0, 0), (0, 0));
+    for (at, bytes) in [
+        (45, &[4][..]),
+        (46, &0x0109_u16.to_le_bytes()),
+        (48, &0x00b2_u32.to_le_bytes()),
+        (52, &[0xa1]),
+        (64, &0x0604_u32.to_le_bytes()),
+        (76, &0x0608_u32.to_le_bytes()),
+        (109, &0x0014_u16.to_le_bytes()),
+        // The errata in the upper half.
+        (131, &[0x35]),
+    ] {
+        table[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    fix_sum(&mut table, 9);
+    let fadt = Fadt::parse(&table).unwrap();
+    assert_eq!(fadt.preferred_profile(), 4);
+    assert_eq!(fadt.sci_interrupt(), 0x109);
+    assert_eq!(fadt.smi_command(), 0xb2);
+    assert_eq!(fadt.acpi_enable(), 0xa1);
+    assert_eq!(fadt.pm1a_control(), 0x604);
+    assert_eq!(fadt.pm_timer(), 0x608);
+    assert_eq!(fadt.boot_architecture().bits(), 0x14);
+    assert_eq!(fadt.version(), (6, 5));
 }
 
 #[test]
@@ -535,4 +561,91 @@ fn a_special_device_whose_entry_is_cut_may_have_been_any() {
         requester: Some(RequesterId(0x0100)),
     };
     assert_eq!(error.may_name(), (RequesterId(0), RequesterId(0xffff)));
+}
+
+#[test]
+fn a_unit_covers_the_rest_where_it_says_so_itself() {
+    let table = build::dmar(
+        39,
+        0,
+        &[
+            build::drhd(false, 0, 0xfed9_0000, &[]),
+            build::drhd(false, 0, 0xfed9_1000, &[]),
+            // The second once more.
+            build::drhd(true, 0, 0xfed9_1000, &[]),
+        ],
+    );
+    let dmar = Dmar::parse(&table).unwrap();
+    let units: Vec<_> = dmar
+        .units()
+        .map(|unit| (unit.registers.base().0, unit.include_all))
+        .collect();
+    assert_eq!(units, [(0xfed9_0000, false), (0xfed9_1000, true)]);
+}
+
+#[test]
+fn an_entry_that_is_nothing_but_its_header_is_passed_over() {
+    let table = build::madt(0, 0, &[vec![0x80, 2], build::local_apic(1, 2, 1)]);
+    let madt = Madt::parse(&table).unwrap();
+    let entries: Vec<_> = madt.entries().collect();
+    assert_eq!(entries.len(), 2);
+    assert!(
+        matches!(entries[1], Ok(MadtEntry::LocalApic(_))),
+        "{entries:?}"
+    );
+    let (table, offset, kind) = (Signature::MADT, 44, 0);
+    assert!(
+        !EntryError::Short {
+            table,
+            offset,
+            kind,
+            length: 4,
+            needed: 8
+        }
+        .is_final()
+    );
+}
+
+#[test]
+fn the_information_of_an_ivrs_is_kept_whole() {
+    let mut table = build::ivrs(&[]);
+    table[36..40].copy_from_slice(&0x0040_3042_u32.to_le_bytes());
+    fix_sum(&mut table, 9);
+    let ivrs = Ivrs::parse(&table).unwrap();
+    assert_eq!(ivrs.information(), 0x0040_3042);
+    assert_eq!(ivrs.physical_address_width(), 0x30);
+    assert_eq!(ivrs.virtual_address_width(), 0);
+}
+
+#[test]
+fn text_in_a_madt_ends_with_its_first_zero() {
+    let head = Bytes::new().raw(&[7, 22, 1, 2, 3, 0, 0, 0]).u32(1).u32(9);
+    let entry = head.raw(b"SOC1\0x").0;
+    let table = build::madt(0, 0, &[entry]);
+    let madt = Madt::parse(&table).unwrap();
+    let Some(Ok(MadtEntry::LocalSapic(cpu))) = madt.entries().next() else {
+        panic!("a processor")
+    };
+    assert_eq!((cpu.processor, cpu.id, cpu.eid, cpu.uid), (1, 2, 3, 9));
+    assert_eq!(cpu.uid_text, b"SOC1");
+}
+
+#[test]
+fn a_processor_of_a_srat_is_enabled_by_the_first_flag_alone() {
+    for (flags, expected) in [(0, false), (1, true), (2, false), (3, true)] {
+        let table = build::srat(
+            3,
+            &[
+                build::srat_apic(1, 2, flags),
+                build::srat_x2apic(1, 0x300, flags),
+            ],
+        );
+        let srat = Srat::parse(&table).unwrap();
+        for entry in srat.entries() {
+            let Ok(Affinity::Processor { enabled, .. }) = entry else {
+                panic!("{entry:?}")
+            };
+            assert_eq!(enabled, expected, "{flags}");
+        }
+    }
 }

@@ -226,19 +226,16 @@ fn memory_that_the_map_has_not_is_named_to_its_last_byte() {
 }
 
 #[test]
-fn the_page_to_start_from_is_below_a_mebibyte() {
+fn the_page_to_start_from_is_below_640_kib() {
     let mut world = world();
     // Nothing is free below, and the page right at the end is.
-    for region in &mut world.memory {
-        if region.range.base().0 <= MIB {
-            region.kind = MemoryKind::Usable;
-            region.owner = if region.range.base().0 < MIB {
-                NEIGHBOUR
-            } else {
-                PRIME
-            };
-        }
-    }
+    world.memory[0].owner = NEIGHBOUR;
+    world.memory[1].range = range(0x9_f000, 0x1000);
+    let whole = world.memory[3];
+    world.memory.push(MemoryRegion {
+        range: range(0xa_0000, 0x1000),
+        ..whole
+    });
     let mut findings = Findings::new();
     ask().plan(&world, &mut findings).unwrap_err();
     assert_eq!(findings.refusals(), [Reason::TrampolineNotFound]);
