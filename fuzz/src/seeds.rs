@@ -153,7 +153,7 @@ fn table_seeds() -> Vec<Vec<u8>> {
 }
 
 fn ivrs_seeds() -> Vec<Vec<u8>> {
-    let mut seed = vec![1];
+    let mut seed = vec![1, 0x10, 0, 0x28, 0, 5, 0xff];
     for (kind, unit) in [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (0, 2)] {
         seed.extend_from_slice(&[kind, unit, DEVICES.len() as u8]);
         seed.extend_from_slice(DEVICES);
@@ -161,7 +161,8 @@ fn ivrs_seeds() -> Vec<Vec<u8>> {
     vec![
         seed,
         vec![
-            0, 2, 0, 8, 3, 8, 0, 0, 4, 0xff, 0xff, 0, 2, 0, 4, 0x80, 0, 0, 0,
+            0, 9, 0, 0x80, 0, 0xff, 0xff, 2, 0, 8, 3, 8, 0, 0, 4, 0xff, 0xff, 0, 2, 0, 4, 0x80, 0,
+            0, 0,
         ],
     ]
 }

@@ -95,7 +95,12 @@ impl LedgerWord {
 
     /// The word these bits stand for; `None` where a part of them has no meaning.
     #[must_use]
+    #[inline]
     pub const fn from_wire(bits: u64) -> Option<Self> {
+        // No owner is 0. Most slots were never used, so this is the most frequent answer.
+        if bits == 0 {
+            return None;
+        }
         let phase = match bits & 0xf {
             0 => Phase::Free,
             1 => Phase::Pending,

@@ -13,6 +13,7 @@ use core::fmt;
 use zerocopy::FromBytes;
 
 mod console;
+mod definitions;
 mod dmar;
 mod entry;
 mod fadt;

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use super::{Dmar, DmarStructure, EntryError, MAX_DEFINITIONS, RegionFault, ScopeError, same_unit};
+use super::{Dmar, DmarStructure, EntryError, RegionFault, ScopeError};
+use crate::table::definitions::MAX_DEFINITIONS;
 
 /// Something odd in a DMAR table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +85,8 @@ impl Dmar<'_> {
     /// Everything odd in the table, in its order. Nothing here stops the rest from being used;
     /// [`unit_for`](Self::unit_for) has already drawn the conclusions for devices.
     pub fn findings(&self, mut report: impl FnMut(DmarFinding)) {
-        let mut definitions = 0_usize;
+        let definitions = self.definitions();
+        let mut count = 0_usize;
         for structure in self.structures() {
             let structure = match structure {
                 Ok(structure) => structure,
@@ -96,22 +98,26 @@ impl Dmar<'_> {
             let (offset, scopes) = match structure {
                 DmarStructure::Unit(unit) => {
                     let offset = unit.offset;
-                    definitions = definitions.saturating_add(1);
-                    if definitions > MAX_DEFINITIONS {
+                    count = count.saturating_add(1);
+                    if count > MAX_DEFINITIONS {
                         report(DmarFinding::TooManyUnits { offset });
                         return;
                     }
                     if !unit.is_usable() {
                         report(DmarFinding::DeadUnit { offset });
                     }
-                    let mut earlier = self.definitions().take_while(|other| other.offset < offset);
-                    if earlier.clone().any(|other| same_unit(&other, &unit)) {
+                    let earlier = |&other: &usize| other < offset;
+                    if definitions.of(unit.key()).any(|other| earlier(&other)) {
                         report(DmarFinding::DuplicateUnit { offset });
                     } else if unit.description.include_all
-                        && earlier.any(|other| {
-                            other.description.include_all
-                                && other.description.segment == unit.description.segment
-                        })
+                        && definitions
+                            .offsets()
+                            .take_while(earlier)
+                            .filter_map(|offset| self.unit_at(offset))
+                            .any(|other| {
+                                other.description.include_all
+                                    && other.description.segment == unit.description.segment
+                            })
                     {
                         report(DmarFinding::SecondIncludeAll { offset });
                     }

@@ -6,7 +6,8 @@ use handoff_abi::{
     DeviceScope, PciFunction, RequesterId, ReservedRegion, ScopeKind, UnitDescription,
 };
 
-use super::{Dmar, DmarStructure, Drhd, EntryError, MAX_DEFINITIONS, RegionFault, ScopeError};
+use super::{Dmar, DmarStructure, Drhd, EntryError, RegionFault, ScopeError};
+use crate::table::definitions::MAX_DEFINITIONS;
 
 /// The buses behind a bridge, as its configuration space says (PCI-to-PCI Bridge Architecture
 /// Specification 1.2, sections 3.2.5.3 and 3.2.5.4).
@@ -281,7 +282,7 @@ impl<'a> Dmar<'a> {
                 };
                 match &best {
                     Some((other, other_via)) if depth(*other_via) == depth(via) => {
-                        if !super::same_unit(other, &unit) {
+                        if other.key() != unit.key() {
                             conflict = Some((*other, unit, depth(via)));
                         }
                     }
@@ -293,9 +294,10 @@ impl<'a> Dmar<'a> {
         if let (Some((first, second, at)), Some((_, via))) = (conflict, best)
             && at == depth(via)
         {
+            let definitions = self.definitions();
             return UnitMatch::Uncovered(Uncovered::Conflict {
-                first: self.index_of(&first),
-                second: self.index_of(&second),
+                first: definitions.index_of(first.key()),
+                second: definitions.index_of(second.key()),
             });
         }
         let (unit, via) = match (best, doubt, rest) {
@@ -304,7 +306,7 @@ impl<'a> Dmar<'a> {
             (None, None, Some(unit)) => (unit, Via::IncludeAll),
             (None, None, None) => return UnitMatch::Uncovered(Uncovered::NoUnit),
         };
-        let index = self.index_of(&unit);
+        let index = self.definitions().index_of(unit.key());
         if !unit.is_usable() {
             return UnitMatch::Uncovered(Uncovered::DeadUnit { index });
         }
@@ -318,7 +320,12 @@ impl<'a> Dmar<'a> {
         topology: &'t T,
     ) -> impl Iterator<Item = InterruptSource> + use<'a, 't, T> {
         let table = *self;
-        self.definitions().flat_map(move |unit| {
+        let definitions = self.definitions();
+        let units = (0..definitions.count()).filter_map(move |place| {
+            let unit = table.unit_at(definitions.offset(place)?)?;
+            Some((definitions.index_of(unit.key()), unit))
+        });
+        units.flat_map(move |(index, unit)| {
             let segment = unit.description.segment;
             unit.scopes().flatten().filter_map(move |scope| {
                 let kind = match scope.kind {
@@ -328,7 +335,7 @@ impl<'a> Dmar<'a> {
                 };
                 Some(InterruptSource {
                     kind,
-                    index: table.index_of(&unit),
+                    index,
                     unit: unit.description,
                     function: resolve(&scope, segment, topology),
                 })

@@ -9,6 +9,7 @@ use core::fmt;
 use bitflags::bitflags;
 use handoff_abi::{FRAME_SIZE, PhysAddr, PhysRange, ReservedRegion, UnitDescription, UnitKind};
 
+use super::definitions::{Definitions, UnitKey};
 use super::entry::{EntryError, FieldWidth, RawEntries, RawEntry};
 use super::raw::{AnddRaw, AtsrRaw, DmarRaw, DrhdRaw, RhsaRaw, RmrrRaw, SidpRaw};
 use super::{Sdt, Signature, TableError};
@@ -40,10 +41,6 @@ bitflags! {
     }
 }
 
-/// The most unit definitions of a table that count. Real tables have at most some twenty; the limit
-/// bounds the time that a look-up takes.
-const MAX_DEFINITIONS: usize = 128;
-
 /// A remapping unit: DMA Remapping Hardware Unit Definition, type 0 (VT-d, section 8.3).
 #[derive(Clone, Copy, Debug)]
 pub struct Drhd<'a> {
@@ -68,6 +65,14 @@ impl<'a> Drhd<'a> {
     #[must_use]
     pub fn scopes(&self) -> Scopes<'a> {
         Scopes::new(self.scopes)
+    }
+
+    /// What the definitions of one unit have in common: segment group and registers.
+    const fn key(&self) -> UnitKey {
+        let UnitDescription {
+            segment, registers, ..
+        } = self.description;
+        (segment, registers.base().0)
     }
 }
 
@@ -398,7 +403,10 @@ impl<'a> Dmar<'a> {
     /// The remapping structures, in order.
     #[must_use]
     pub fn structures(&self) -> Structures<'a> {
-        let offset = size_of::<DmarRaw>();
+        self.structures_from(size_of::<DmarRaw>())
+    }
+
+    fn structures_from(&self, offset: usize) -> Structures<'a> {
         Structures(RawEntries::new(
             Signature::DMAR,
             FieldWidth::Word,
@@ -407,44 +415,38 @@ impl<'a> Dmar<'a> {
         ))
     }
 
-    /// Every unit definition that can be read, duplicates included, up to the limit.
-    fn definitions(&self) -> impl Iterator<Item = Drhd<'a>> + Clone + use<'a> {
-        self.structures()
-            .filter_map(|structure| match structure {
-                Ok(DmarStructure::Unit(unit)) => Some(unit),
-                _ => None,
-            })
-            .take(MAX_DEFINITIONS)
+    /// Where units are defined, duplicates included, up to the limit.
+    fn definitions(&self) -> Definitions {
+        Definitions::new(self.structures().filter_map(|structure| match structure {
+            Ok(DmarStructure::Unit(unit)) => Some((unit.key(), unit.offset)),
+            _ => None,
+        }))
+    }
+
+    /// The unit definition that begins at `offset`.
+    fn unit_at(&self, offset: usize) -> Option<Drhd<'a>> {
+        match self.structures_from(offset).next() {
+            Some(Ok(DmarStructure::Unit(unit))) => Some(unit),
+            _ => None,
+        }
     }
 
     /// The units, in the table's order: a unit that is listed more than once (same segment group,
     /// same registers) counts once. The place in this order is the unit's *index*.
     pub fn units(&self) -> impl Iterator<Item = UnitDescription> + use<'a> {
+        let table = *self;
         let definitions = self.definitions();
-        let all = definitions.clone();
-        definitions.enumerate().filter_map(move |(place, unit)| {
-            let mut earlier = all.clone().take(place);
-            (!earlier.any(|other| same_unit(&other, &unit))).then(|| {
-                // Any one of its definitions may say that it covers the rest.
-                let include_all = all
-                    .clone()
-                    .any(|other| same_unit(&other, &unit) && other.description.include_all);
-                UnitDescription {
-                    include_all,
-                    ..unit.description
-                }
+        (0..definitions.count()).filter_map(move |place| {
+            let all = definitions.first_of(place)?;
+            let mut all = all.filter_map(|offset| table.unit_at(offset));
+            let first = all.next()?.description;
+            // Any one of its definitions may say that it covers the rest.
+            let include_all = first.include_all || all.any(|other| other.description.include_all);
+            Some(UnitDescription {
+                include_all,
+                ..first
             })
         })
-    }
-
-    /// The index of a unit among [`units`](Self::units).
-    fn index_of(&self, unit: &Drhd<'a>) -> usize {
-        self.units()
-            .take_while(|other| {
-                other.segment != unit.description.segment
-                    || other.registers.base() != unit.description.registers.base()
-            })
-            .count()
     }
 
     /// The reserved memory regions, in the table's order.
@@ -454,9 +456,4 @@ impl<'a> Dmar<'a> {
             _ => None,
         })
     }
-}
-
-fn same_unit(a: &Drhd<'_>, b: &Drhd<'_>) -> bool {
-    a.description.segment == b.description.segment
-        && a.description.registers.base() == b.description.registers.base()
 }

@@ -4,9 +4,8 @@ use core::fmt;
 
 use handoff_abi::RequesterId;
 
-use super::{
-    DeviceError, IvhdDevice, Ivrs, IvrsBlock, MAX_DEFINITIONS, SpecialDevice, SpecialKind,
-};
+use super::{DeviceError, IvhdDevice, Ivrs, IvrsBlock, SpecialDevice, SpecialKind};
+use crate::table::definitions::{Definitions, MAX_DEFINITIONS};
 use crate::table::{EntryError, Madt, RegionFault};
 
 /// Something odd in an IVRS table.
@@ -157,19 +156,23 @@ impl Ivrs<'_> {
     /// against the MADT if there is one. Nothing here stops the rest from being used;
     /// [`unit_for`](Self::unit_for) has already drawn the conclusions for devices.
     pub fn findings(&self, madt: Option<&Madt<'_>>, mut report: impl FnMut(IvrsFinding)) {
-        let mut definitions = 0_usize;
+        let definitions = self.definitions();
+        let mut count = 0_usize;
         for block in self.blocks() {
             match block {
                 Err(error) => report(IvrsFinding::Block(error)),
                 Ok(IvrsBlock::Unit(unit)) => {
                     let offset = unit.offset;
-                    definitions = definitions.saturating_add(1);
-                    if definitions > MAX_DEFINITIONS {
+                    count = count.saturating_add(1);
+                    if count > MAX_DEFINITIONS {
                         report(IvrsFinding::TooManyUnits { offset });
                         return;
                     }
-                    let mut earlier = self.definitions().take_while(|other| other.offset < offset);
-                    if earlier.any(|other| other.is_same_unit(&unit) && other.block == unit.block) {
+                    let mut earlier = definitions
+                        .of(unit.key())
+                        .take_while(|&other| other < offset)
+                        .filter_map(|other| self.unit_at(other));
+                    if earlier.any(|other| other.block == unit.block) {
                         report(IvrsFinding::DuplicateBlock { offset });
                     }
                     for device in unit.devices() {
@@ -206,17 +209,19 @@ impl Ivrs<'_> {
                 }),
             }
         }
-        self.unit_findings(&mut report);
+        self.unit_findings(&definitions, &mut report);
         self.source_findings(madt, &mut report);
     }
 
-    fn unit_findings(&self, report: &mut impl FnMut(IvrsFinding)) {
+    fn unit_findings(&self, definitions: &Definitions, report: &mut impl FnMut(IvrsFinding)) {
         for unit in self.units() {
             let offset = unit.offset;
-            if !self.is_usable(&unit) {
+            if !self.is_usable(definitions, &unit) {
                 report(IvrsFinding::DeadUnit { offset });
             }
-            let blocks = self.definitions().filter(|other| other.is_same_unit(&unit));
+            let blocks = definitions
+                .of(unit.key())
+                .filter_map(|offset| self.unit_at(offset));
             for other in blocks.clone() {
                 if other.description.registers.base() != unit.description.registers.base() {
                     report(IvrsFinding::Registers {

@@ -6,6 +6,7 @@ use super::{
     DeviceError, DeviceSettings, DeviceSpan, Ivhd, IvhdDevice, Ivrs, IvrsBlock, SpecialDevice,
     SpecialKind, UnityMap,
 };
+use crate::table::definitions::MAX_DEFINITIONS;
 use crate::table::{EntryError, InterruptSource, InterruptSourceKind, RegionFault, Uncovered};
 
 /// The unit that covers a device, and how the device is to be treated there.
@@ -143,7 +144,8 @@ impl<'a> Ivrs<'a> {
         let mut best: Option<(usize, Ivhd<'a>, Precision)> = None;
         let mut conflict: Option<(usize, usize, Precision)> = None;
         let mut doubt = self.lost_block().map(|offset| (offset, Precision::All));
-        for (index, unit) in self.units().enumerate() {
+        let definitions = self.definitions();
+        for (index, unit) in self.units_of(definitions).enumerate() {
             if unit.description.segment != segment {
                 continue;
             }
@@ -184,7 +186,7 @@ impl<'a> Ivrs<'a> {
             return Err(Uncovered::Conflict { first, second });
         }
         let (index, unit, _) = best.ok_or(Uncovered::NoUnit)?;
-        if !self.is_usable(&unit) {
+        if !self.is_usable(&definitions, &unit) {
             return Err(Uncovered::DeadUnit { index });
         }
         let merged = Merged::of(&unit, requester);
@@ -206,7 +208,7 @@ impl<'a> Ivrs<'a> {
         self.blocks().find_map(|block| match block {
             Ok(IvrsBlock::Unit(unit)) => {
                 definitions = definitions.saturating_add(1);
-                (definitions > super::MAX_DEFINITIONS).then_some(unit.offset)
+                (definitions > MAX_DEFINITIONS).then_some(unit.offset)
             }
             Ok(_) => None,
             Err(EntryError::Short { kind, offset, .. }) => {

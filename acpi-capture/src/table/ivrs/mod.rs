@@ -8,6 +8,7 @@
 
 use handoff_abi::{PhysAddr, UnitDescription};
 
+use super::definitions::Definitions;
 use super::entry::{EntryError, FieldWidth, RawEntries, RawEntry};
 use super::raw::{IvhdExtensionRaw, IvhdRaw, IvmdRaw, IvrsRaw};
 use super::{Sdt, Signature, TableError};
@@ -26,10 +27,6 @@ pub use findings::IvrsFinding;
 pub use lookup::{IvrsCovered, IvrsMatch};
 pub use memory::{Ivmd, IvmdFlags, IvmdTarget, UnityMap};
 pub use unit::{Ivhd, IvhdFlags};
-
-/// The most IVHD blocks of a table that count. Real tables have at most some thirty; the limit
-/// bounds the time that a look-up takes.
-const MAX_DEFINITIONS: usize = 128;
 
 /// A block of the table.
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +125,10 @@ impl<'a> Ivrs<'a> {
     /// The blocks, in order.
     #[must_use]
     pub fn blocks(&self) -> Blocks<'a> {
-        let offset = size_of::<IvrsRaw>();
+        self.blocks_from(size_of::<IvrsRaw>())
+    }
+
+    fn blocks_from(&self, offset: usize) -> Blocks<'a> {
         Blocks(RawEntries::new(
             Signature::IVRS,
             FieldWidth::ByteAndWord,
@@ -137,44 +137,55 @@ impl<'a> Ivrs<'a> {
         ))
     }
 
-    /// Every unit block that can be read, up to the limit.
-    fn definitions(&self) -> impl Iterator<Item = Ivhd<'a>> + Clone + use<'a> {
-        self.blocks()
-            .filter_map(|block| match block {
-                Ok(IvrsBlock::Unit(unit)) => Some(unit),
-                _ => None,
-            })
-            .take(MAX_DEFINITIONS)
+    /// Where the unit blocks are that can be read, up to the limit.
+    fn definitions(&self) -> Definitions {
+        Definitions::new(self.blocks().filter_map(|block| match block {
+            Ok(IvrsBlock::Unit(unit)) => Some((unit.key(), unit.offset)),
+            _ => None,
+        }))
+    }
+
+    /// The unit block that begins at `offset`.
+    fn unit_at(&self, offset: usize) -> Option<Ivhd<'a>> {
+        match self.blocks_from(offset).next() {
+            Some(Ok(IvrsBlock::Unit(unit))) => Some(unit),
+            _ => None,
+        }
     }
 
     /// The units, in the order of their first blocks, each by its best block: one without an
     /// unreadable entry rather than one with, then the highest type, then the longest. The place
     /// in this order is the unit's *index*.
     pub fn units(&self) -> impl Iterator<Item = Ivhd<'a>> + Clone + use<'a> {
-        let definitions = self.definitions();
-        let all = definitions.clone();
-        definitions.enumerate().filter_map(move |(place, unit)| {
-            let mut earlier = all.clone().take(place);
-            (!earlier.any(|other| other.is_same_unit(&unit))).then(|| {
-                let mut best = unit;
-                let mut best_rank = unit.rank();
-                for other in all.clone().filter(|other| other.is_same_unit(&unit)) {
-                    let rank = other.rank();
-                    if rank > best_rank {
-                        (best, best_rank) = (other, rank);
-                    }
-                }
-                best
-            })
+        self.units_of(self.definitions())
+    }
+
+    fn units_of(
+        &self,
+        definitions: Definitions,
+    ) -> impl Iterator<Item = Ivhd<'a>> + Clone + use<'a> {
+        let table = *self;
+        (0..definitions.count()).filter_map(move |place| {
+            let mut blocks = definitions
+                .first_of(place)?
+                .filter_map(|offset| table.unit_at(offset));
+            let first = blocks.next()?;
+            let ranked = (first, first.rank());
+            let (best, _) = blocks.fold(ranked, |best, other| {
+                let rank = other.rank();
+                if rank > best.1 { (other, rank) } else { best }
+            });
+            Some(best)
         })
     }
 
     /// Whether the unit can be driven: its registers make sense and no other unit claims them.
-    fn is_usable(&self, unit: &Ivhd<'a>) -> bool {
+    fn is_usable(&self, definitions: &Definitions, unit: &Ivhd<'a>) -> bool {
         let registers = unit.description.registers;
+        let mut blocks = definitions.offsets().filter_map(|at| self.unit_at(at));
         unit.is_usable()
-            && !self.definitions().any(|other| {
-                !other.is_same_unit(unit) && other.description.registers.overlaps(registers)
+            && !blocks.any(|other| {
+                other.key() != unit.key() && other.description.registers.overlaps(registers)
             })
     }
 

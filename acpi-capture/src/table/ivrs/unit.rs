@@ -5,6 +5,7 @@ use handoff_abi::{AmdViUnit, PhysAddr, PhysRange, RequesterId, UnitDescription, 
 
 use super::device::Devices;
 use crate::table::RawEntry;
+use crate::table::definitions::UnitKey;
 use crate::table::raw::{IvhdExtensionRaw, IvhdRaw};
 
 bitflags! {
@@ -137,9 +138,9 @@ impl<'a> Ivhd<'a> {
         (self.information & 0x1f) as u8
     }
 
-    /// Whether both blocks are about one unit.
-    pub(super) fn is_same_unit(&self, other: &Ivhd<'_>) -> bool {
-        self.description.segment == other.description.segment && self.requester == other.requester
+    /// What the blocks of one unit have in common: segment group and the unit's own function.
+    pub(super) const fn key(&self) -> UnitKey {
+        (self.description.segment, self.requester.0 as u64)
     }
 
     /// How good the block is among those of its unit. Of two blocks of one type the longer one
