@@ -321,11 +321,19 @@ fn a_unit_that_is_listed_twice_is_one_unit_with_the_scopes_of_both() {
             Ok((0x1000_0000, Via::Scope))
         );
     }
-    // The first unit that covers the rest is the one that does.
-    assert_eq!(
-        covered(&table, function(0, 9, 0), &none).unwrap().0,
-        0x2000_0000
-    );
+    // Two units that are to cover the rest cover it neither; those of another segment group, and
+    // one that says so twice, do.
+    let both = Uncovered::Conflict {
+        first: 1,
+        second: 2,
+    };
+    assert_eq!(covered(&table, function(0, 9, 0), &none), Err(both));
+    let elsewhere = PciFunction {
+        segment: 1,
+        ..function(0, 9, 0)
+    };
+    let found = covered(&table, elsewhere, &none);
+    assert_eq!(found, Ok((0x4000_0000, Via::IncludeAll)));
     let mut findings = Vec::new();
     Dmar::parse(&table)
         .unwrap()
@@ -641,11 +649,18 @@ proptest! {
             .filter(|unit| unit.endpoints.contains(&device) || unit.bridges.contains(&device))
             .map(|unit| unit.base)
             .collect();
-        let rest = units.iter().find(|unit| unit.include_all).map(|unit| unit.base);
+        let rest: std::collections::BTreeSet<_> = units
+            .iter()
+            .filter(|unit| unit.include_all)
+            .map(|unit| unit.base)
+            .collect();
         let found = covered(&table, asked, &topology).map(|(base, _)| base);
-        match (naming.len(), rest) {
-            (0, None) => prop_assert_eq!(found, Err(Uncovered::NoUnit)),
-            (0, Some(rest)) => prop_assert_eq!(found, Ok(rest)),
+        let turned: Vec<_> = structures.iter().rev().cloned().collect();
+        let again = covered(&dmar(39, 1, &turned), asked, &topology).map(|(base, _)| base);
+        prop_assert_eq!(found.ok(), again.ok());
+        match (naming.len(), rest.len()) {
+            (0, 0) => prop_assert_eq!(found, Err(Uncovered::NoUnit)),
+            (0, 1) => prop_assert_eq!(found.ok(), rest.first().copied()),
             (1, _) => prop_assert_eq!(found.ok(), naming.first().copied()),
             _ => {
                 let is_conflict = matches!(found, Err(Uncovered::Conflict { .. }));

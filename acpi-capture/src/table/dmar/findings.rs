@@ -34,7 +34,7 @@ pub enum DmarFinding {
         /// Where in the table, in bytes.
         offset: usize,
     },
-    /// Another unit already covers the rest of the segment group; the first one counts.
+    /// Another unit is to cover the rest of the segment group, too; none of them can be relied on.
     SecondIncludeAll {
         /// Where in the table, in bytes.
         offset: usize,
@@ -71,7 +71,8 @@ impl fmt::Display for DmarFinding {
             }
             Self::SecondIncludeAll { offset } => write!(
                 f,
-                "DMAR: the unit at {offset:#x} is not the first to cover the rest of its segment"
+                "DMAR: the unit at {offset:#x} is not the first that is to cover the rest of its segment, which is \
+                 uncovered"
             ),
             Self::Region { offset, fault } => write!(f, "DMAR at {offset:#x}: {fault}"),
             Self::UnknownStructure { offset, kind } => {

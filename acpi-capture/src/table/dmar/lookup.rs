@@ -68,7 +68,7 @@ pub struct Covered {
 pub enum Uncovered {
     /// No unit names it and none covers the rest of its segment group.
     NoUnit,
-    /// Two units name it: the ones with these indices.
+    /// Two units name it, or none does and both are to cover the rest: the ones with these indices.
     Conflict {
         /// The first.
         first: usize,
@@ -105,7 +105,7 @@ impl fmt::Display for Uncovered {
         match self {
             Self::NoUnit => f.write_str("no remapping unit covers it"),
             Self::Conflict { first, second } => {
-                write!(f, "units {first} and {second} both name it")
+                write!(f, "units {first} and {second} both claim it")
             }
             Self::DeadUnit { index } => {
                 write!(f, "unit {index} covers it and has no usable registers")
@@ -230,14 +230,15 @@ impl<'a> Dmar<'a> {
     /// The unit that translates for `function`.
     ///
     /// A scope that names the function, or a bridge above it, wins; among bridges the nearest one.
-    /// Else it is the unit with `INCLUDE_PCI_ALL` of the segment group. The order of the structures
-    /// does not matter. Ask for a virtual function by its physical function, and for a function
+    /// Else it is the unit with `INCLUDE_PCI_ALL` of the segment group; where there are two of these,
+    /// neither can be relied on. The order of the structures does not matter. Ask for a virtual function by its physical function, and for a function
     /// behind a bridge that changes requester ids by the id that arrives.
     #[must_use]
     pub fn unit_for(&self, function: PciFunction, topology: &impl PciTopology) -> UnitMatch {
         let mut best: Option<(Drhd<'a>, Via)> = None;
         let mut conflict = None;
         let mut rest: Option<Drhd<'a>> = None;
+        let mut other_rest: Option<Drhd<'a>> = None;
         let mut doubt = None;
         let mut definitions = 0_usize;
         for structure in self.structures() {
@@ -262,8 +263,12 @@ impl<'a> Dmar<'a> {
             if unit.description.segment != function.segment {
                 continue;
             }
-            if unit.description.include_all && rest.is_none() {
-                rest = Some(unit);
+            if unit.description.include_all {
+                match rest {
+                    None => rest = Some(unit),
+                    Some(rest) if rest.key() != unit.key() => other_rest = Some(unit),
+                    Some(_) => {}
+                }
             }
             for scope in unit.scopes() {
                 let scope = match scope {
@@ -291,22 +296,26 @@ impl<'a> Dmar<'a> {
                 }
             }
         }
+        let definitions = self.definitions();
+        let conflicting = |first: &Drhd<'_>, second: &Drhd<'_>| {
+            UnitMatch::Uncovered(Uncovered::Conflict {
+                first: definitions.index_of(first.key()),
+                second: definitions.index_of(second.key()),
+            })
+        };
         if let (Some((first, second, at)), Some((_, via))) = (conflict, best)
             && at == depth(via)
         {
-            let definitions = self.definitions();
-            return UnitMatch::Uncovered(Uncovered::Conflict {
-                first: definitions.index_of(first.key()),
-                second: definitions.index_of(second.key()),
-            });
+            return conflicting(&first, &second);
         }
-        let (unit, via) = match (best, doubt, rest) {
-            (Some(found), _, _) => found,
-            (None, Some(doubt), _) => return UnitMatch::Uncovered(doubt),
-            (None, None, Some(unit)) => (unit, Via::IncludeAll),
-            (None, None, None) => return UnitMatch::Uncovered(Uncovered::NoUnit),
+        let (unit, via) = match (best, doubt, rest, other_rest) {
+            (Some(found), ..) => found,
+            (None, Some(doubt), ..) => return UnitMatch::Uncovered(doubt),
+            (None, None, Some(first), Some(second)) => return conflicting(&first, &second),
+            (None, None, Some(unit), None) => (unit, Via::IncludeAll),
+            (None, None, None, _) => return UnitMatch::Uncovered(Uncovered::NoUnit),
         };
-        let index = self.definitions().index_of(unit.key());
+        let index = definitions.index_of(unit.key());
         if !unit.is_usable() {
             return UnitMatch::Uncovered(Uncovered::DeadUnit { index });
         }
