@@ -1,5 +1,7 @@
 //! PCI configuration space and the lists of capabilities in it.
 
+use core::fmt;
+
 use handoff_abi::PciFunction;
 
 /// The Status register (PCI Express Base Specification, section 7.5.1.1.4).
@@ -54,34 +56,93 @@ pub trait ConfigSpace {
     ) -> Result<(), Self::Error>;
 }
 
-/// Why configuration space cannot be read.
-pub(crate) enum Unread<E> {
+/// Why a function's configuration space cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "defmt", derive(defmt::Format))]
+#[non_exhaustive]
+pub enum ConfigError<E> {
     /// It cannot be reached.
-    Unreachable(E),
-    /// The function does not answer: the register at this offset reads all ones.
-    Gone(u16),
-    /// A list of capabilities runs in a circle or out of bounds from this offset on.
-    List(u16),
+    Unreachable {
+        /// The function.
+        function: PciFunction,
+        /// Why.
+        error: E,
+    },
+    /// The function does not answer: a register reads all ones.
+    Gone {
+        /// The function.
+        function: PciFunction,
+        /// The register's offset.
+        offset: u16,
+    },
+    /// A list of capabilities runs in a circle or out of bounds, so that it is not known what the
+    /// function has.
+    CapabilityList {
+        /// The function.
+        function: PciFunction,
+        /// Where the list goes wrong.
+        offset: u16,
+    },
 }
+
+impl<E> ConfigError<E> {
+    /// The function.
+    #[must_use]
+    pub const fn function(&self) -> PciFunction {
+        match *self {
+            Self::Unreachable { function, .. }
+            | Self::Gone { function, .. }
+            | Self::CapabilityList { function, .. } => function,
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for ConfigError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.function())?;
+        match self {
+            Self::Unreachable { error, .. } => write!(f, "configuration space: {error}"),
+            Self::Gone { offset, .. } => write!(f, "gone, register {offset:#x} reads all ones"),
+            Self::CapabilityList { offset, .. } => {
+                write!(f, "the list of capabilities is broken at {offset:#x}")
+            }
+        }
+    }
+}
+
+impl<E: core::error::Error> core::error::Error for ConfigError<E> {}
 
 /// Reads a register that is never all ones.
 pub(crate) fn read<S: ConfigSpace>(
     config: &mut S,
     function: PciFunction,
     offset: u16,
-) -> Result<u16, Unread<S::Error>> {
+) -> Result<u16, ConfigError<S::Error>> {
     match config.read16(function, offset) {
-        Ok(GONE) => Err(Unread::Gone(offset)),
+        Ok(GONE) => Err(ConfigError::Gone { function, offset }),
         Ok(value) => Ok(value),
-        Err(error) => Err(Unread::Unreachable(error)),
+        Err(error) => Err(ConfigError::Unreachable { function, error }),
     }
+}
+
+/// Writes a register.
+pub(crate) fn write<S: ConfigSpace>(
+    config: &mut S,
+    function: PciFunction,
+    offset: u16,
+    value: u16,
+) -> Result<(), ConfigError<S::Error>> {
+    config
+        .write16(function, offset, value)
+        .map_err(|error| ConfigError::Unreachable { function, error })
 }
 
 /// The offset of the PCI Express capability; `None` for a conventional function.
 pub(crate) fn find_express<S: ConfigSpace>(
     config: &mut S,
     function: PciFunction,
-) -> Result<Option<u16>, Unread<S::Error>> {
+) -> Result<Option<u16>, ConfigError<S::Error>> {
+    let broken = |offset| ConfigError::CapabilityList { function, offset };
     if read(config, function, STATUS)? & CAPABILITIES_LIST == 0 {
         return Ok(None);
     }
@@ -96,7 +157,7 @@ pub(crate) fn find_express<S: ConfigSpace>(
     while at != 0 {
         let place = 1 << (at / 4);
         if at < FIRST_CAPABILITY || seen & place != 0 {
-            return Err(Unread::List(from));
+            return Err(broken(from));
         }
         seen |= place;
         let header = read(config, function, at)?;
@@ -105,7 +166,7 @@ pub(crate) fn find_express<S: ConfigSpace>(
             return if fits {
                 Ok(Some(at))
             } else {
-                Err(Unread::List(from))
+                Err(broken(from))
             };
         }
         from = at;
@@ -115,33 +176,36 @@ pub(crate) fn find_express<S: ConfigSpace>(
 }
 
 /// Calls `each` with the id and the offset of every extended capability of a function that has the PCI
-/// Express capability (section 7.6). A capability of `each`'s may have 8 bytes.
-pub(crate) fn for_each_extended<S: ConfigSpace, E: From<Unread<S::Error>>>(
+/// Express capability (section 7.6). A capability that is told of has 8 bytes at least.
+pub(crate) fn for_each_extended<S: ConfigSpace>(
     config: &mut S,
     function: PciFunction,
-    mut each: impl FnMut(&mut S, u16, u16) -> Result<(), E>,
-) -> Result<(), E> {
+    mut each: impl FnMut(u16, u16),
+) -> Result<(), ConfigError<S::Error>> {
     let first = config
         .read16(function, FIRST_EXTENDED)
-        .map_err(Unread::Unreachable)?;
+        .map_err(|error| ConfigError::Unreachable { function, error })?;
     // Ones: the way ends at 256 bytes. Zero: there is no capability.
     if first == GONE || first == 0 {
         return Ok(());
     }
     let (mut from, mut at) = (FIRST_EXTENDED, FIRST_EXTENDED);
-    // The first lies at the lowest place there is; a list of more than there are places is a circle.
+    // A list of more than there are places is a circle.
     for _ in 0..(END - FIRST_EXTENDED) / 4 {
         let id = read(config, function, at)?;
         let link = read(config, function, at + 2)?;
-        each(config, id, at)?;
+        each(id, at);
         from = at;
         at = link >> 4 & 0xffc;
         if at == 0 {
             return Ok(());
         }
         if at < FIRST_EXTENDED || at + 8 > END {
-            return Err(Unread::List(from).into());
+            break;
         }
     }
-    Err(Unread::List(from).into())
+    Err(ConfigError::CapabilityList {
+        function,
+        offset: from,
+    })
 }

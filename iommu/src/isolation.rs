@@ -17,7 +17,7 @@ use core::fmt;
 
 use handoff_abi::PciFunction;
 
-use crate::config_space::{ConfigSpace, Unread, find_express, for_each_extended, read};
+use crate::config_space::{ConfigError, ConfigSpace, find_express, for_each_extended, read, write};
 
 /// Extended capability ids (PCI Code and ID Assignment Specification, section 3).
 const ACCESS_CONTROL: u16 = 0x000d;
@@ -47,28 +47,8 @@ const PASID_CONTROL: (u16, u16) = (6, 1);
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum IsolationError<E> {
-    /// Its configuration space cannot be reached.
-    Unreachable {
-        /// The function.
-        function: PciFunction,
-        /// Why.
-        error: E,
-    },
-    /// It does not answer: a register reads all ones.
-    Gone {
-        /// The function.
-        function: PciFunction,
-        /// The register's offset.
-        offset: u16,
-    },
-    /// A list of capabilities runs in a circle or out of bounds, so that it is not known what the
-    /// function has.
-    CapabilityList {
-        /// The function.
-        function: PciFunction,
-        /// Where the list goes wrong.
-        offset: u16,
-    },
+    /// Its configuration space cannot be used.
+    Config(ConfigError<E>),
     /// A control register did not take what was written.
     Refused {
         /// The function.
@@ -82,58 +62,30 @@ pub enum IsolationError<E> {
     },
 }
 
-impl<E> IsolationError<E> {
-    /// The function that is to blame.
-    #[must_use]
-    pub const fn function(&self) -> PciFunction {
-        match *self {
-            Self::Unreachable { function, .. }
-            | Self::Gone { function, .. }
-            | Self::CapabilityList { function, .. }
-            | Self::Refused { function, .. } => function,
-        }
+impl<E> From<ConfigError<E>> for IsolationError<E> {
+    fn from(error: ConfigError<E>) -> Self {
+        Self::Config(error)
     }
 }
 
 impl<E: fmt::Display> fmt::Display for IsolationError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.function())?;
         match self {
-            Self::Unreachable { error, .. } => write!(f, "configuration space: {error}"),
-            Self::Gone { offset, .. } => write!(f, "gone, register {offset:#x} reads all ones"),
-            Self::CapabilityList { offset, .. } => {
-                write!(f, "the list of capabilities is broken at {offset:#x}")
-            }
+            Self::Config(error) => fmt::Display::fmt(error, f),
             Self::Refused {
+                function,
                 offset,
                 written,
                 found,
-                ..
             } => write!(
                 f,
-                "control register {offset:#x} was given {written:#06x} and reads {found:#06x}"
+                "{function}: control register {offset:#x} was given {written:#06x} and reads {found:#06x}"
             ),
         }
     }
 }
 
 impl<E: core::error::Error> core::error::Error for IsolationError<E> {}
-
-/// An error without the function that it is about.
-enum Wrong<E> {
-    Unread(Unread<E>),
-    Refused {
-        offset: u16,
-        written: u16,
-        found: u16,
-    },
-}
-
-impl<E> From<Unread<E>> for Wrong<E> {
-    fn from(error: Unread<E>) -> Self {
-        Self::Unread(error)
-    }
-}
 
 /// Has `function` send its requests, and those of the functions below it, upstream: of Access Control
 /// Services it gets all that it can do, but for those that let requests to peers through. Page
@@ -150,26 +102,6 @@ pub fn isolate<S: ConfigSpace>(
     config: &mut S,
     function: PciFunction,
 ) -> Result<(), IsolationError<S::Error>> {
-    switch(config, function).map_err(|wrong| match wrong {
-        Wrong::Unread(Unread::Unreachable(error)) => {
-            IsolationError::Unreachable { function, error }
-        }
-        Wrong::Unread(Unread::Gone(offset)) => IsolationError::Gone { function, offset },
-        Wrong::Unread(Unread::List(offset)) => IsolationError::CapabilityList { function, offset },
-        Wrong::Refused {
-            offset,
-            written,
-            found,
-        } => IsolationError::Refused {
-            function,
-            offset,
-            written,
-            found,
-        },
-    })
-}
-
-fn switch<S: ConfigSpace>(config: &mut S, function: PciFunction) -> Result<(), Wrong<S::Error>> {
     if find_express(config, function)?.is_none() {
         return Ok(());
     }
@@ -180,14 +112,13 @@ fn switch<S: ConfigSpace>(config: &mut S, function: PciFunction) -> Result<(), W
         (PROCESS_ADDRESS_SPACE, PASID_CONTROL, None),
     ];
     let mut access_control = None;
-    for_each_extended(config, function, |_, id, at| {
+    for_each_extended(config, function, |id, at| {
         if id == ACCESS_CONTROL {
             access_control = Some(at);
         }
         for (_, _, place) in off.iter_mut().filter(|(wanted, _, _)| *wanted == id) {
             *place = Some(at);
         }
-        Ok::<_, Wrong<S::Error>>(())
     })?;
     for (_, (register, enable), at) in off {
         if let Some(at) = at {
@@ -216,15 +147,14 @@ fn set<S: ConfigSpace>(
     offset: u16,
     written: u16,
     matter: u16,
-) -> Result<(), Wrong<S::Error>> {
-    config
-        .write16(function, offset, written)
-        .map_err(Unread::Unreachable)?;
+) -> Result<(), IsolationError<S::Error>> {
+    write(config, function, offset, written)?;
     let found = read(config, function, offset)?;
     if (found ^ written) & matter == 0 {
         Ok(())
     } else {
-        Err(Wrong::Refused {
+        Err(IsolationError::Refused {
+            function,
             offset,
             written,
             found,

@@ -39,7 +39,7 @@ pub use adopt::{AdoptError, TableFault};
 pub use arena::{ArenaError, ArenaNeeds, MAX_ARENA_LENGTH};
 pub use attach::AttachError;
 pub use bring_up::{EnableError, PrepareError, ProbeError};
-pub use config_space::ConfigSpace;
+pub use config_space::{ConfigError, ConfigSpace};
 pub use domain::{DomainError, MAX_DOMAINS};
 pub use driver::Driver;
 pub use fault::{Fault, FaultCount, FaultReason, FaultRequest};

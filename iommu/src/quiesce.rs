@@ -26,7 +26,7 @@ use core::fmt;
 use handoff_abi::PciFunction;
 
 use crate::Deadline;
-use crate::config_space::{self, ConfigSpace, Unread, find_express};
+use crate::config_space::{ConfigError, ConfigSpace, find_express, read, write};
 
 /// The Command register (PCI Express Base Specification, section 7.5.1.1.3).
 const COMMAND: u16 = 0x04;
@@ -41,28 +41,8 @@ const TRANSACTIONS_PENDING: u16 = 1 << 5;
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 #[non_exhaustive]
 pub enum QuiesceError<E> {
-    /// Its configuration space cannot be reached.
-    Unreachable {
-        /// The function.
-        function: PciFunction,
-        /// Why.
-        error: E,
-    },
-    /// It does not answer: a register reads all ones.
-    Gone {
-        /// The function.
-        function: PciFunction,
-        /// The register's offset.
-        offset: u16,
-    },
-    /// Its list of capabilities runs in a circle or out of bounds, so that it is not known whether it
-    /// has the PCI Express capability.
-    CapabilityList {
-        /// The function.
-        function: PciFunction,
-        /// Where the list goes wrong.
-        offset: u16,
-    },
+    /// Its configuration space cannot be used.
+    Config(ConfigError<E>),
     /// Bus Master Enable is still set after it was cleared.
     StillBusMaster {
         /// The function.
@@ -83,35 +63,36 @@ impl<E> QuiesceError<E> {
     /// The function that is to blame.
     #[must_use]
     pub const fn function(&self) -> PciFunction {
-        match *self {
-            Self::Unreachable { function, .. }
-            | Self::Gone { function, .. }
-            | Self::CapabilityList { function, .. }
-            | Self::StillBusMaster { function, .. }
-            | Self::StillPending { function, .. } => function,
+        match self {
+            Self::Config(error) => error.function(),
+            Self::StillBusMaster { function, .. } | Self::StillPending { function, .. } => {
+                *function
+            }
         }
     }
 }
 
 impl<E: fmt::Display> fmt::Display for QuiesceError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.function())?;
         match self {
-            Self::Unreachable { error, .. } => write!(f, "configuration space: {error}"),
-            Self::Gone { offset, .. } => write!(f, "gone, register {offset:#x} reads all ones"),
-            Self::CapabilityList { offset, .. } => {
-                write!(f, "the list of capabilities is broken at {offset:#x}")
+            Self::Config(error) => fmt::Display::fmt(error, f),
+            Self::StillBusMaster { function, command } => {
+                write!(f, "{function}: still a bus master, command {command:#06x}")
             }
-            Self::StillBusMaster { command, .. } => {
-                write!(f, "still a bus master, command {command:#06x}")
-            }
-            Self::StillPending { device_status, .. } => {
-                write!(
-                    f,
-                    "transactions pending, device status {device_status:#06x}"
-                )
-            }
+            Self::StillPending {
+                function,
+                device_status,
+            } => write!(
+                f,
+                "{function}: transactions pending, device status {device_status:#06x}"
+            ),
         }
+    }
+}
+
+impl<E> From<ConfigError<E>> for QuiesceError<E> {
+    fn from(error: ConfigError<E>) -> Self {
+        Self::Config(error)
     }
 }
 
@@ -129,14 +110,14 @@ impl BusMaster {
     /// Looks for the function's PCI Express capability. Nothing is written.
     ///
     /// # Errors
-    /// [`QuiesceError::Unreachable`], [`QuiesceError::Gone`], [`QuiesceError::CapabilityList`].
+    /// [`QuiesceError::Config`].
     pub fn find<S: ConfigSpace>(
         config: &mut S,
         function: PciFunction,
     ) -> Result<Self, QuiesceError<S::Error>> {
         Ok(Self {
             function,
-            express: find_express(config, function).map_err(|error| unread(function, error))?,
+            express: find_express(config, function)?,
         })
     }
 
@@ -191,7 +172,7 @@ pub fn quiesce<S: ConfigSpace, C: Deadline>(
 /// and what it did has reached the unit. Whether transactions are pending is not looked at.
 ///
 /// # Errors
-/// [`QuiesceError::Unreachable`], [`QuiesceError::Gone`], [`QuiesceError::StillBusMaster`].
+/// [`QuiesceError::Config`], [`QuiesceError::StillBusMaster`].
 pub fn stop_bus_master<S: ConfigSpace>(
     config: &mut S,
     function: PciFunction,
@@ -208,9 +189,12 @@ fn clear_bus_master<S: ConfigSpace>(
     if command & BUS_MASTER_ENABLE == 0 {
         return Ok(());
     }
-    config
-        .write16(function, COMMAND, command & !BUS_MASTER_ENABLE)
-        .map_err(|error| QuiesceError::Unreachable { function, error })
+    Ok(write(
+        config,
+        function,
+        COMMAND,
+        command & !BUS_MASTER_ENABLE,
+    )?)
 }
 
 fn require_no_bus_master<S: ConfigSpace>(
@@ -245,21 +229,5 @@ fn await_transactions<S: ConfigSpace, C: Deadline>(
             });
         }
         expired = clock.expired();
-    }
-}
-
-fn read<S: ConfigSpace>(
-    config: &mut S,
-    function: PciFunction,
-    offset: u16,
-) -> Result<u16, QuiesceError<S::Error>> {
-    config_space::read(config, function, offset).map_err(|error| unread(function, error))
-}
-
-fn unread<E>(function: PciFunction, error: Unread<E>) -> QuiesceError<E> {
-    match error {
-        Unread::Unreachable(error) => QuiesceError::Unreachable { function, error },
-        Unread::Gone(offset) => QuiesceError::Gone { function, offset },
-        Unread::List(offset) => QuiesceError::CapabilityList { function, offset },
     }
 }

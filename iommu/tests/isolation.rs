@@ -2,6 +2,7 @@
 //! given by the PCI Express Base Specification's offsets.
 
 use handoff_abi::{PciFunction, RequesterId};
+use iommu::ConfigError;
 use iommu::isolation::{IsolationError, isolate};
 use iommu_model::pci::{ConfigSpaces, Misbehaviour, NoWindow};
 use proptest::prelude::*;
@@ -144,7 +145,10 @@ fn a_broken_list_is_told_and_nothing_is_written() {
         assert!(
             matches!(
                 result,
-                Err(IsolationError::CapabilityList { function: AT, .. })
+                Err(IsolationError::Config(ConfigError::CapabilityList {
+                    function: AT,
+                    ..
+                }))
             ),
             "{from:#x} to {next:#x}: {result:?}"
         );
@@ -153,11 +157,11 @@ fn a_broken_list_is_told_and_nothing_is_written() {
     let mut spaces = open_port();
     spaces.poke(AT, 0x34, 0x20);
     let offset = 0x34;
-    let broken = IsolationError::CapabilityList {
+    let broken = ConfigError::CapabilityList {
         function: AT,
         offset,
     };
-    assert_eq!(isolate(&mut spaces, AT), Err(broken));
+    assert_eq!(isolate(&mut spaces, AT), Err(broken.into()));
 }
 
 #[test]
@@ -175,17 +179,24 @@ fn a_function_that_goes_or_was_never_there_is_told() {
             .last()
             .is_some_and(|access| access.offset == 0x100 && result.is_ok());
         assert!(
-            at_extended || matches!(result, Err(IsolationError::Gone { function: AT, .. })),
+            at_extended
+                || matches!(
+                    result,
+                    Err(IsolationError::Config(ConfigError::Gone {
+                        function: AT,
+                        ..
+                    }))
+                ),
             "{after}: {result:?}"
         );
     }
     let mut spaces = open_port();
     spaces.misbehave(AT, Misbehaviour::Unreachable);
-    let unreachable = IsolationError::Unreachable {
+    let unreachable = ConfigError::Unreachable {
         function: AT,
         error: NoWindow,
     };
-    assert_eq!(isolate(&mut spaces, AT), Err(unreachable));
+    assert_eq!(isolate(&mut spaces, AT), Err(unreachable.into()));
 }
 
 proptest! {

@@ -1,8 +1,8 @@
 //! Making functions quiet, against a model of configuration space whose functions misbehave.
 
 use handoff_abi::{PciFunction, RequesterId};
-use iommu::Deadline;
 use iommu::quiesce::{BusMaster, QuiesceError, quiesce, stop_bus_master};
+use iommu::{ConfigError, Deadline};
 use iommu_model::pci::{ConfigAccess, ConfigSpaces, Misbehaviour, NoWindow};
 use proptest::prelude::*;
 
@@ -130,10 +130,11 @@ fn a_list_that_runs_in_a_circle_or_out_of_bounds_is_an_error_and_ends() {
         found
     };
     let error = |offset| {
-        Err(QuiesceError::CapabilityList {
+        Err(ConfigError::CapabilityList {
             function: function(0),
             offset,
-        })
+        }
+        .into())
     };
     // Onto itself, round two, into the header, from the start into the header.
     assert_eq!(broken(&[(0x41, 0x40)]), error(0x40));
@@ -145,10 +146,11 @@ fn a_list_that_runs_in_a_circle_or_out_of_bounds_is_an_error_and_ends() {
     // Nothing there.
     assert_eq!(
         broken(&[(0x40, 0xff), (0x41, 0xff)]),
-        Err(QuiesceError::Gone {
+        Err(ConfigError::Gone {
             function: function(0),
             offset: 0x40,
-        })
+        }
+        .into())
     );
 }
 
@@ -234,7 +236,10 @@ fn one_that_fails_does_not_keep_the_others_bus_masters() {
     type Expected = fn(&QuiesceError<NoWindow>) -> bool;
     let cases: [(Misbehaviour, Expected); 3] = [
         (Misbehaviour::Gone, |e| {
-            matches!(e, QuiesceError::Gone { offset: 0x04, .. })
+            matches!(
+                e,
+                QuiesceError::Config(ConfigError::Gone { offset: 0x04, .. })
+            )
         }),
         (Misbehaviour::ReadOnly, |e| {
             matches!(
@@ -248,10 +253,10 @@ fn one_that_fails_does_not_keep_the_others_bus_masters() {
         (Misbehaviour::Unreachable, |e| {
             matches!(
                 e,
-                QuiesceError::Unreachable {
+                QuiesceError::Config(ConfigError::Unreachable {
                     error: NoWindow,
                     ..
-                }
+                })
             )
         }),
     ];
@@ -283,7 +288,7 @@ fn a_function_that_goes_in_the_middle_is_gone_wherever_that_is() {
         let offset = if accesses < 3 { 0x04 } else { 0x7a };
         if accesses < 5 {
             let function = function(0);
-            assert_eq!(result, Err(QuiesceError::Gone { function, offset }));
+            assert_eq!(result, Err(ConfigError::Gone { function, offset }.into()));
         } else {
             assert_eq!(result, Ok(()));
         }
@@ -297,10 +302,11 @@ fn one_that_is_not_there_is_gone() {
     let function = function(9);
     assert_eq!(
         BusMaster::find(&mut spaces, function),
-        Err(QuiesceError::Gone {
+        Err(ConfigError::Gone {
             function,
             offset: 0x06,
-        })
+        }
+        .into())
     );
 }
 
