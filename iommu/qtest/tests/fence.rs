@@ -1,9 +1,11 @@
 //! What devices can and cannot reach once the driver has brought the unit up.
 
-use handoff_abi::{PhysAddr, PhysRange};
+use handoff_abi::{PhysAddr, PhysRange, RequesterId};
 use iommu::vtd::{Config, MapError};
 use iommu::{Access, FaultReason};
-use iommu_qtest::{Attack, Blocked, Board, Edu, Fence, MINE, Place, THEIRS, UNMAPPED, id, raw};
+use iommu_qtest::{
+    Attack, Blocked, Board, Edu, Fence, Function, MINE, Place, THEIRS, UNMAPPED, id, raw,
+};
 
 /// Two devices, each below a root port, the first in domain 1 and the second in domain 2.
 fn two() -> Fence {
@@ -388,6 +390,40 @@ fn shared_requester(fence: &mut Fence) {
     fence.assert_reaches(0, at);
     fence.assert_reaches(1, at);
     fence.assert_not_permitted(1, THEIRS.base().0, None);
+}
+
+#[test]
+fn a_device_whose_bus_is_given_another_number_reaches_nothing_under_it() {
+    let mut fence = two();
+    let at = MINE.base().0;
+    fence.assert_reaches(0, at);
+    let requester = fence.edu(0).requester();
+    let port = (0..32).find_map(|device| {
+        let function = Function::new(fence.bus().clone(), RequesterId(device << 3));
+        let is_bridge = function.read(0) != u32::MAX && function.read(0x0c) >> 16 & 0x7f == 1;
+        let secondary = (function.read(0x18) >> 8) as u8;
+        (is_bridge && secondary == requester.bus()).then_some(function)
+    });
+    let port = port.expect("a root port leads to the device");
+    let buses = port.read(0x18);
+    let number = 0x40;
+    port.write(0x18, buses & 0xff00_00ff | number << 8 | number << 16);
+    let expected = Blocked {
+        source: RequesterId((number as u16) << 8 | requester.0 & 0xff),
+        page: at,
+        code: raw::reason::ROOT_NOT_PRESENT,
+        reason: FaultReason::Blocked,
+    };
+    fence.bus().write(at, b"memory of domain");
+    // QEMU has entries cached by the device's place, whatever its number: a unit has them by the id
+    // that requests come with, and would not find this one.
+    fence.driver.invalidate_everything().unwrap();
+    fence.assert_blocked(0, Attack::Read, at, Some(at), expected);
+    fence.assert_blocked(0, Attack::Write, at, Some(at), expected);
+    fence.assert_reaches(1, THEIRS.base().0);
+    port.write(0x18, buses);
+    fence.driver.invalidate_everything().unwrap();
+    fence.assert_reaches(0, at);
 }
 
 #[test]
