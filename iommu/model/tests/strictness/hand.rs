@@ -2,7 +2,7 @@
 
 use handoff_abi::PhysAddr;
 use iommu::{Deadline, RegisterIo, TableMemory};
-use iommu_model::{Clock, Machine, MachineConfig, Registers, Rule, Tables, UnitConfig};
+use iommu_model::{Clock, Machine, MachineConfig, Reason, Registers, Rule, Tables, UnitConfig};
 
 pub(crate) const ROOT: u64 = 0x10_0000;
 pub(crate) const CONTEXT: u64 = 0x10_1000;
@@ -196,4 +196,17 @@ impl Hand {
             "{rule:?} is not among {violations:?}"
         );
     }
+}
+
+pub(crate) fn up() -> Hand {
+    let mut hand = Hand::new(UnitConfig::default());
+    hand.bring_up();
+    hand.attach(0);
+    hand
+}
+
+/// Where a write by the requester lands.
+pub(crate) fn write(hand: &Hand) -> Result<u64, Reason> {
+    let dma = hand.machine.dma_write(0, SID, IOVA, b"data");
+    dma.blocked.map_or_else(|| Ok(dma.landed[0].0), Err)
 }
