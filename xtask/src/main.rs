@@ -6,6 +6,7 @@ mod build;
 mod capture;
 mod client;
 mod console;
+mod coverage;
 mod demo;
 mod event;
 mod fuzz;
@@ -66,6 +67,8 @@ enum Command {
     Capture(capture::CaptureOptions),
     /// Run all fuzz targets in turn, and fail on a finding.
     Fuzz(fuzz::FuzzOptions),
+    /// Count the lines of parsers, filter, planner and ledger that the tests run.
+    Coverage,
     /// Swap a running kernel for another under a live network service, in an emulated machine.
     Demo(demo::DemoOptions),
 }
@@ -90,6 +93,7 @@ fn run(arguments: &Arguments, screen: &Screen) -> anyhow::Result<()> {
         Command::Inspect(options) => return inspect::run(options),
         Command::Capture(options) => return capture::run(options, screen),
         Command::Fuzz(options) => return fuzz::run(options, screen),
+        Command::Coverage => return coverage::run(arguments.setup.no_install, screen),
         Command::Test(options) if options.list => {
             test::list();
             return Ok(());
@@ -105,7 +109,7 @@ fn run(arguments: &Arguments, screen: &Screen) -> anyhow::Result<()> {
     match &arguments.command {
         // These need nothing to be set up, and are done.
         Command::Setup | Command::Picture { .. } => {}
-        Command::Inspect(_) | Command::Capture(_) | Command::Fuzz(_) => {}
+        Command::Inspect(_) | Command::Capture(_) | Command::Fuzz(_) | Command::Coverage => {}
         Command::Build => {
             build::run(&toolchain, &build::KERNELS, screen)?;
         }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Tally;
 use crate::bench;
+use crate::coverage;
 use crate::fuzz;
 use crate::mutants::{self, Driver};
 use crate::paths;
@@ -106,6 +107,12 @@ pub(super) const ALL: &[Check] = &[
         about: "the tests notice every third mistake that can be put into the VT-d driver",
         long: false,
         work: |job| try_mutants(job, Driver::Vtd, false),
+    },
+    Check {
+        name: "coverage",
+        about: "the tests run nearly every line of parsers, filter, planner and ledger",
+        long: true,
+        work: line_coverage,
     },
     Check {
         name: "amd-qtest",
@@ -439,6 +446,25 @@ fn fuzz_smoke(job: &Job<'_>) -> Result<Tally> {
         failed,
         ..Tally::default()
     })
+}
+
+/// Nothing is installed for it: [`coverage::run`] does that where it is asked for.
+fn line_coverage(job: &Job<'_>) -> Result<Tally> {
+    let Some(tools) = coverage::Tools::find()? else {
+        return Ok(not_run(&format!(
+            "the LLVM tools are missing: {}",
+            coverage::Tools::BY_HAND
+        )));
+    };
+    let mut tally = Tally::default();
+    for group in coverage::measure(&tools, job.step)? {
+        let enough = group.enough();
+        tally.passed += u64::from(enough);
+        tally.failed += u64::from(!enough);
+        job.screen
+            .detail(&format!("{}: {}", group.name, group.figures()));
+    }
+    Ok(tally)
 }
 
 /// What noticed each of them, and after how long, is in the log.
