@@ -2,7 +2,7 @@
 
 use acpi_capture::table::*;
 use acpi_capture::*;
-use handoff_abi::{PciFunction, PhysAddr, RequesterId, ScopeKind, UnitKind};
+use handoff_abi::{PciFunction, PhysAddr, RequesterId, ScopeKind, UnitDescription, UnitKind};
 
 use crate::build::{self, Bytes, fix_sum, sdt};
 use crate::build_small;
@@ -647,5 +647,99 @@ fn a_processor_of_a_srat_is_enabled_by_the_first_flag_alone() {
             };
             assert_eq!(enabled, expected, "{flags}");
         }
+    }
+}
+
+#[test]
+fn a_scope_of_a_pci_device_has_no_number_of_its_own() {
+    for (kind, number) in [(1, 0), (2, 0), (3, 9), (4, 9), (5, 9)] {
+        let unit = build::drhd(
+            false,
+            0,
+            0xfed9_0000,
+            &[build::scope(kind, 9, 0, &[(2, 1)])],
+        );
+        let table = build::dmar(39, 0, &[unit]);
+        let dmar = Dmar::parse(&table).unwrap();
+        let Some(Ok(DmarStructure::Unit(unit))) = dmar.structures().next() else {
+            panic!("a unit")
+        };
+        let scope = unit.scopes().next().unwrap().unwrap();
+        assert_eq!(scope.enumeration_id, number, "{kind}");
+    }
+}
+
+#[test]
+fn a_match_gives_its_unit_where_there_is_one() {
+    let unit = UnitDescription {
+        kind: UnitKind::VtD,
+        segment: 0,
+        registers: build::range(0xfed9_0000, 0xfed9_1000),
+        include_all: true,
+        amd_vi: None,
+    };
+    let covered = Covered {
+        index: 3,
+        unit,
+        via: Via::IncludeAll,
+    };
+    assert_eq!(UnitMatch::Covered(covered).covered(), Some(covered));
+    assert_eq!(UnitMatch::Uncovered(Uncovered::NoUnit).covered(), None);
+}
+
+#[test]
+fn settings_of_ivrs_devices_are_put_together() {
+    assert_eq!(
+        DeviceSettings::from_bits_retain(0xcf).system_management(),
+        0
+    );
+    assert_eq!(
+        DeviceSettings::from_bits_retain(0x2f).system_management(),
+        2
+    );
+    let covered = |devices: &[Vec<u8>], id: u16| {
+        let table = build::ivrs(&[build::ivhd(0x40, 0, 0x0002, 0xfd50_0000, devices)]);
+        let function = PciFunction {
+            segment: 0,
+            requester: RequesterId(id),
+        };
+        match Ivrs::parse(&table).unwrap().unit_for(function) {
+            IvrsMatch::Covered(covered) => Ok(covered),
+            IvrsMatch::Uncovered(why) => Err(why),
+        }
+    };
+    // A device of the namespace, and an entry for all.
+    let named = build::acpi_device(0x00a5, b"AMDI0020", 0, b"");
+    let all = build::device(1, 0, 0x01);
+    let devices = [named, all];
+    assert_eq!(covered(&devices, 0x00a5).unwrap().settings.bits(), 0x41);
+    assert_eq!(covered(&devices, 0x00a6).unwrap().settings.bits(), 0x01);
+    // The same alias twice is no contradiction.
+    let alias = build::device_alias(0x0100, None, 0x0200);
+    let found = covered(&[alias.clone(), alias.clone()], 0x0100).unwrap();
+    assert_eq!(found.arrives_as, RequesterId(0x0200));
+    let other = build::device_alias(0x0100, None, 0x0300);
+    assert!(matches!(
+        covered(&[alias, other], 0x0100),
+        Err(Uncovered::Aliases { .. })
+    ));
+}
+
+#[test]
+fn a_range_whose_entry_is_cut_may_have_been_of_any_length() {
+    let first = RequesterId(0x0100);
+    for kind in [0x02, 0x03, 0x42, 0x43, 0x46, 0x47, 0xf0] {
+        let error = DeviceError::Overrun {
+            offset: 0,
+            kind,
+            needed: 8,
+            left: 5,
+            requester: Some(first),
+        };
+        let last = match kind {
+            0x03 | 0x43 | 0x47 => RequesterId(0xffff),
+            _ => first,
+        };
+        assert_eq!(error.may_name(), (first, last), "{kind:#x}");
     }
 }
