@@ -12,6 +12,7 @@ mod event;
 mod fuzz;
 mod holes;
 mod inspect;
+mod linux;
 mod machine;
 mod mutants;
 mod paths;

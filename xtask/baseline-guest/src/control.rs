@@ -5,9 +5,10 @@
 //! a request which was queued while the guest was down does nothing when it
 //! arrives at the next one.
 //!
-//! Reply, 48 bytes and text: magic `u32`, operation `u8` with bit 7 set, verdict
+//! Reply, 64 bytes and text: magic `u32`, operation `u8` with bit 7 set, verdict
 //! `u8`, kexec state `u8`, reserved `u8`, nonce `u64`, uptime in milliseconds
-//! `u64`, boot id `[u8; 16]`, text length `u32`, reserved `u32`, text in UTF-8.
+//! `u64`, boot id `[u8; 16]`, text length `u32`, reserved `u32`, time stamp counter
+//! at the first user process's start `u64`, and now `u64`, text in UTF-8.
 
 /// Identity of one boot of a kernel, as `/proc/sys/kernel/random/boot_id` gives it.
 pub type BootId = [u8; 16];
@@ -17,7 +18,7 @@ const REPLY_MAGIC: u32 = u32::from_le_bytes(*b"BKCR");
 /// Length of a request in bytes.
 pub const REQUEST_LENGTH: usize = 32;
 /// Length of a reply without its text, in bytes.
-pub const REPLY_HEADER_LENGTH: usize = 48;
+pub const REPLY_HEADER_LENGTH: usize = 64;
 
 /// What the host asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,10 @@ pub enum Operation {
     Kexec,
     /// Reset the machine through its firmware.
     FirmwareReboot,
+    /// Switch the machine off.
+    PowerOff,
+    /// Crash the kernel, as the magic key `c` does. There is no reply.
+    Panic,
 }
 
 impl Operation {
@@ -42,6 +47,8 @@ impl Operation {
             Self::Load => 3,
             Self::Kexec => 4,
             Self::FirmwareReboot => 5,
+            Self::PowerOff => 6,
+            Self::Panic => 7,
         }
     }
 
@@ -52,6 +59,8 @@ impl Operation {
             3 => Some(Self::Load),
             4 => Some(Self::Kexec),
             5 => Some(Self::FirmwareReboot),
+            6 => Some(Self::PowerOff),
+            7 => Some(Self::Panic),
             _ => None,
         }
     }
@@ -144,6 +153,11 @@ pub struct Reply {
     pub uptime_ms: u64,
     /// Which boot answers.
     pub boot: BootId,
+    /// The time stamp counter when this boot's first user process began. It goes on over a kexec, and
+    /// begins with the machine.
+    pub first_tsc: u64,
+    /// The time stamp counter when this was answered.
+    pub tsc: u64,
     /// The kernel's release and version, or the reason for a refusal or failure.
     pub text: String,
 }
@@ -162,6 +176,8 @@ impl Reply {
         bytes[16..24].copy_from_slice(&self.uptime_ms.to_le_bytes());
         bytes[24..40].copy_from_slice(&self.boot);
         bytes[40..44].copy_from_slice(&length.to_le_bytes());
+        bytes[48..56].copy_from_slice(&self.first_tsc.to_le_bytes());
+        bytes[56..64].copy_from_slice(&self.tsc.to_le_bytes());
         bytes.extend_from_slice(self.text.as_bytes());
         bytes
     }
@@ -185,6 +201,8 @@ impl Reply {
             nonce: u64::from_le_bytes(take(bytes, 8)?),
             uptime_ms: u64::from_le_bytes(take(bytes, 16)?),
             boot: take(bytes, 24)?,
+            first_tsc: u64::from_le_bytes(take(bytes, 48)?),
+            tsc: u64::from_le_bytes(take(bytes, 56)?),
             text: String::from_utf8(text.to_vec()).ok()?,
         })
     }
@@ -206,6 +224,8 @@ mod tests {
             Operation::Load,
             Operation::Kexec,
             Operation::FirmwareReboot,
+            Operation::PowerOff,
+            Operation::Panic,
         ] {
             let request = Request {
                 operation,
@@ -225,6 +245,8 @@ mod tests {
             nonce: 7,
             uptime_ms: 1234,
             boot: [9; 16],
+            first_tsc: 0x1122_3344_5566,
+            tsc: 0x1122_3344_7788,
             text: "kexec_file_load: EPERM".into(),
         };
         let bytes = reply.to_bytes();

@@ -12,3 +12,22 @@ pub const KERNEL: &str = "kernel";
 pub const INITRAMFS: &str = "initramfs";
 /// The serial number of that disk: the machine has another one.
 pub const DISK_SERIAL: &str = "baseline";
+
+/// On the command line: this machine is a partition, and what Linux finds there is to be told.
+pub const PARTITION: &str = "baton.partition";
+/// In the initramfs: the modules for the devices of a partition.
+pub const PARTITION_MODULES: &str = "partition.modules";
+/// The console of a partition.
+pub const CONSOLE: &str = "/dev/hvc0";
+/// The disk of a partition, the only one it has.
+pub const PARTITION_DISK: &str = "/dev/vda";
+/// Where a partition writes to its disk.
+pub const PATTERN_AT: u64 = 64 << 10;
+/// How many bytes it writes.
+pub const PATTERN_BYTES: u64 = 8192;
+
+/// The byte that it writes at an offset.
+#[must_use]
+pub const fn pattern(offset: u64) -> u8 {
+    (offset ^ (offset >> 8) ^ 0x4c) as u8
+}

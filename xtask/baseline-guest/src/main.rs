@@ -6,6 +6,7 @@
 
 mod kexec;
 mod network;
+mod partition;
 mod system;
 
 use std::error::Error;
@@ -32,15 +33,27 @@ fn main() {
 }
 
 fn run() -> Result<std::convert::Infallible, Box<dyn Error>> {
+    let first = system::time_stamp();
     system::mount_all()?;
-    system::load_modules(layout::SERVICE_MODULES)?;
-    network::configure()?;
+    if partition::is_one() {
+        system::load_modules(layout::PARTITION_MODULES)?;
+        let mut console = partition::console()?;
+        let told = partition::tell(&mut console, first).and_then(|()| network::configure());
+        if let Err(error) = told {
+            writeln!(console, "@linux-failed text=\"{error}\"")?;
+            return Err(error);
+        }
+    } else {
+        system::load_modules(layout::SERVICE_MODULES)?;
+        network::configure()?;
+    }
     let socket = UdpSocket::bind(("0.0.0.0", protocol::PORT)).map_err(|e| format!("bind: {e}"))?;
     let mut guest = Guest {
         boot: system::boot_id()?,
         kernel: system::kernel_name()?,
         store: Store::default(),
         kexec: kexec::Preparation::default(),
+        first,
     };
     let mut buffer = [0; 2048];
     loop {
@@ -56,6 +69,8 @@ struct Guest {
     kernel: String,
     store: Store,
     kexec: kexec::Preparation,
+    /// The time stamp counter at this program's start.
+    first: u64,
 }
 
 impl Guest {
@@ -109,6 +124,16 @@ impl Guest {
                     end = Some(RebootMode::RB_AUTOBOOT);
                     None
                 }
+                Operation::PowerOff => {
+                    end = Some(RebootMode::RB_POWER_OFF);
+                    None
+                }
+                Operation::Panic => {
+                    // Returns only where the kernel has no such key.
+                    std::fs::write("/proc/sysrq-trigger", "c")
+                        .err()
+                        .map(|e| e.to_string())
+                }
                 Operation::Describe => None,
             }
         };
@@ -120,6 +145,8 @@ impl Guest {
             nonce: request.nonce,
             uptime_ms: system::uptime_ms()?,
             boot: self.boot,
+            first_tsc: self.first,
+            tsc: system::time_stamp(),
             text: refusal.or(failure).unwrap_or_else(|| self.kernel.clone()),
         };
         Ok((reply, end))

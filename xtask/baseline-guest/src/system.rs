@@ -60,3 +60,9 @@ pub(crate) fn uptime_ms() -> Result<u64, Box<dyn Error>> {
         .ok_or_else(|| format!("uptime {text:?}"))?;
     Ok(seconds.parse::<u64>()? * 1000 + hundredths.parse::<u64>()? * 10)
 }
+
+/// The time stamp counter of the processor that this runs on.
+pub(crate) fn time_stamp() -> u64 {
+    // SAFETY: every processor with 64-bit mode has the counter, and Linux lets programs read it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}

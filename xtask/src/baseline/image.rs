@@ -28,8 +28,7 @@ pub(super) struct Images {
 /// Builds the guest's program, the initramfs around it, and the disk with the
 /// kernel and the initramfs that the guest itself starts by kexec.
 pub(super) fn build(directory: &Path, kernel: &Kernel, progress: Progress<'_>) -> Result<Images> {
-    progress("building the guest's program");
-    let program = build_program(directory)?;
+    let program = build_program(directory, progress)?;
     let modules = Modules::find(&kernel.modules)?;
     let service = modules.order(&["virtio_pci", "virtio_net"], &[])?;
     let disk_modules = modules.order(&["virtio_blk"], &service)?;
@@ -55,9 +54,48 @@ pub(super) fn build(directory: &Path, kernel: &Kernel, progress: Progress<'_>) -
     Ok(Images { initramfs, disk })
 }
 
+/// Builds the initramfs of a Linux that has a partition.
+pub(super) fn partition(
+    directory: &Path,
+    kernel: &Kernel,
+    progress: Progress<'_>,
+) -> Result<PathBuf> {
+    let program = build_program(directory, progress)?;
+    let modules = Modules::find(&kernel.modules)?;
+    // The console first: what fails after it is told there.
+    let drivers = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk"];
+    let drivers = modules.order(&drivers, &[])?;
+    // There is no console before its driver is loaded, and a program needs something to be open.
+    let mut files = vec![
+        (
+            newc::Builder::new("dev")
+                .mode(0o755)
+                .set_mode_file_type(newc::ModeFileType::Directory),
+            Vec::new(),
+        ),
+        (
+            newc::Builder::new("dev/null")
+                .mode(0o666)
+                .set_mode_file_type(newc::ModeFileType::Char)
+                .rdev_major(1)
+                .rdev_minor(3),
+            Vec::new(),
+        ),
+        member("init", 0o755, read(&program)?),
+        member(layout::PARTITION_MODULES, 0o644, names(&drivers)),
+    ];
+    for path in &drivers {
+        files.push(member(&name(path), 0o644, read(path)?));
+    }
+    let initramfs = directory.join("partition.cpio");
+    write_archive(&initramfs, files)?;
+    Ok(initramfs)
+}
+
 /// A static program: the initramfs has no libraries. It gets a target directory of
 /// its own, because other flags in the shared one would rebuild everything twice.
-fn build_program(directory: &Path) -> Result<PathBuf> {
+fn build_program(directory: &Path, progress: Progress<'_>) -> Result<PathBuf> {
+    progress("building the guest's program");
     let target = directory.join("build");
     Run::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .arguments(["build", "--release", "--package", "baseline-guest"])

@@ -23,12 +23,12 @@
 
 mod image;
 mod modules;
-mod operator;
+pub(crate) mod operator;
 mod package;
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -151,12 +151,39 @@ pub(crate) struct Baseline {
     pub(crate) interval_us: u64,
     /// From the machine's first instruction to the first answer, in microseconds.
     pub(crate) cold_boot_us: u64,
+    /// From there to the first user process, through the firmware, in ticks of the time stamp counter.
+    pub(crate) cold_boot_to_init_ticks: u64,
+    /// From the request for a kexec to the next kernel's first user process, in ticks.
+    pub(crate) kexec_to_init_ticks: u64,
     /// Median gap of kexec, in microseconds.
     pub(crate) kexec_gap_us: u64,
     /// Median gap of a firmware reboot, in microseconds.
     pub(crate) firmware_reboot_gap_us: u64,
     /// Every event in the order of its measurement.
     pub(crate) events: Vec<Event>,
+}
+
+/// A stock kernel and an initramfs, for a partition.
+pub(crate) struct Partition {
+    /// The package that the kernel came in.
+    pub(crate) package: String,
+    /// The kernel.
+    pub(crate) image: PathBuf,
+    /// The initramfs, whose program tells what Linux finds.
+    pub(crate) initramfs: PathBuf,
+}
+
+/// Brings the kernel to `directory`, and builds what it is started with as the kernel of a partition.
+pub(crate) fn partition(directory: &Path, progress: Progress<'_>) -> Result<Partition> {
+    fs::create_dir_all(directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let kernel = package::fetch(directory, progress)?;
+    let initramfs = image::partition(directory, &kernel, progress)?;
+    Ok(Partition {
+        package: kernel.package,
+        image: kernel.image,
+        initramfs,
+    })
 }
 
 /// Measures the baseline.
@@ -187,6 +214,8 @@ pub(crate) fn run(options: &Options<'_>) -> Result<Baseline> {
         .operator
         .wait_for_boot(&mut bench.machine, None, options.limit)?;
     let cold_boot = start.elapsed();
+    let cold_boot_to_init_ticks = boot.first_tsc;
+    let mut kexec_to_init_ticks = 0;
     let name = boot.text.clone();
     progress(&format!(
         "{name} answers after {:.1} s",
@@ -201,7 +230,10 @@ pub(crate) fn run(options: &Options<'_>) -> Result<Baseline> {
             .load_kernel(&mut bench.machine, boot.boot, options.limit)?;
         for kind in [EventKind::Kexec, EventKind::FirmwareReboot] {
             progress(&format!("measuring: {kind}"));
-            let (event, next) = bench.replace(kind, boot.boot)?;
+            let (event, next, ticks) = bench.replace(kind, boot.boot)?;
+            if kind == EventKind::Kexec {
+                kexec_to_init_ticks = ticks;
+            }
             if next.text != name {
                 bail!("another kernel came up: {} instead of {name}", next.text);
             }
@@ -224,6 +256,8 @@ pub(crate) fn run(options: &Options<'_>) -> Result<Baseline> {
         memory_mib: options.memory_mib,
         interval_us: micros(options.interval),
         cold_boot_us: micros(cold_boot),
+        cold_boot_to_init_ticks,
+        kexec_to_init_ticks,
         kexec_gap_us: median_gap(&events, EventKind::Kexec),
         firmware_reboot_gap_us: median_gap(&events, EventKind::FirmwareReboot),
         events,
@@ -276,8 +310,9 @@ struct Bench {
 }
 
 impl Bench {
-    /// Replaces the kernel and measures what the client sees of it.
-    fn replace(&mut self, kind: EventKind, old: BootId) -> Result<(Event, Reply)> {
+    /// Replaces the kernel and measures what the client sees of it, and how long the first user process
+    /// of the next takes, which only means something where the machine is not reset.
+    fn replace(&mut self, kind: EventKind, old: BootId) -> Result<(Event, Reply, u64)> {
         let operation = match kind {
             EventKind::Kexec => Operation::Kexec,
             EventKind::FirmwareReboot => Operation::FirmwareReboot,
@@ -300,6 +335,9 @@ impl Bench {
         load.wait_answers(AROUND, self.limit)?;
         let acked_writes = load.totals().acked_writes;
         let from = now()?;
+        let before = self
+            .operator
+            .wait_for_boot(&mut self.machine, None, self.limit)?;
         self.operator.end(operation, old)?;
         let reply = self
             .operator
@@ -357,7 +395,8 @@ impl Bench {
             machine_resets,
             firmware_starts,
         };
-        Ok((event, reply))
+        let ticks = reply.first_tsc.saturating_sub(before.tsc);
+        Ok((event, reply, ticks))
     }
 }
 

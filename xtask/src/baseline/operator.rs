@@ -16,13 +16,13 @@ const ATTEMPT: Duration = Duration::from_millis(50);
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// The operator of a running guest.
-pub(super) struct Operator {
+pub(crate) struct Operator {
     socket: UdpSocket,
     nonce: u64,
 }
 
 impl Operator {
-    pub(super) fn new(service: SocketAddrV4) -> Result<Self> {
+    pub(crate) fn new(service: SocketAddrV4) -> Result<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("no UDP socket")?;
         socket.connect(service)?;
         socket.set_read_timeout(Some(ATTEMPT))?;
@@ -31,7 +31,7 @@ impl Operator {
 
     /// Waits for the guest and lets it describe itself; `except` is a boot that is
     /// to be over.
-    pub(super) fn wait_for_boot(
+    pub(crate) fn wait_for_boot(
         &mut self,
         machine: &mut Machine,
         except: Option<BootId>,
@@ -44,7 +44,7 @@ impl Operator {
     }
 
     /// Has the guest load the kernel that kexec is to start, and waits for it.
-    pub(super) fn load_kernel(
+    pub(crate) fn load_kernel(
         &mut self,
         machine: &mut Machine,
         boot: BootId,
@@ -68,7 +68,7 @@ impl Operator {
 
     /// Has the guest forget what is stored: each load keeps books of its own, from an
     /// empty store on.
-    pub(super) fn clear(&mut self, machine: &mut Machine, boot: BootId) -> Result<()> {
+    pub(crate) fn clear(&mut self, machine: &mut Machine, boot: BootId) -> Result<()> {
         let reply = self.ask(machine, Operation::Clear, boot, ANSWER_LIMIT, |_| true)?;
         if !reply.accepted {
             bail!("the guest does not empty its store: {}", reply.text);
@@ -77,7 +77,7 @@ impl Operator {
     }
 
     /// Ends a boot: sent once, and not waited for.
-    pub(super) fn end(&mut self, operation: Operation, boot: BootId) -> Result<()> {
+    pub(crate) fn end(&mut self, operation: Operation, boot: BootId) -> Result<()> {
         let request = self.request(operation, boot);
         self.socket
             .send(&request.to_bytes())

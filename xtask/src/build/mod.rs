@@ -192,6 +192,16 @@ pub(crate) fn kernel(
     Ok(image)
 }
 
+/// Writes an archive of files as the first kernel reads them.
+pub(crate) fn archive(to: &Path, files: &[(&str, &Path)]) -> Result<()> {
+    let mut archive = Archive::create(to)?;
+    for (name, path) in files {
+        let contents = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.add(name, &contents)?;
+    }
+    archive.finish().map(drop)
+}
+
 /// An archive in the ustar format.
 struct Archive {
     builder: tar::Builder<File>,

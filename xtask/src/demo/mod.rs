@@ -1,5 +1,6 @@
 //! The demo: a kernel that serves network clients is replaced by another on the same machine.
 
+mod linux;
 mod narrate;
 
 use std::fs;
@@ -25,12 +26,25 @@ use crate::ui::{Screen, duration};
 /// How long the service is watched undisturbed before the first swap, for the median gap.
 const QUIET: Duration = Duration::from_secs(2);
 
+/// What is launched beside the first kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Successor {
+    /// Kernels that know Baton.
+    Kernels,
+    /// Debian's stock kernel, which does not.
+    Linux,
+}
+
 /// What the demo is to do.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DemoOptions {
     /// Boot and serve only.
     #[arg(long)]
     pub(crate) no_swap: bool,
+    /// What is launched beside the first kernel: the kernels that take its service over in turn, or a
+    /// stock Linux that has a partition of its own.
+    #[arg(long, value_enum, default_value = "kernels")]
+    pub(crate) successor: Successor,
     /// The remapping hardware.
     #[arg(long, value_enum, default_value = "vt-d")]
     pub(crate) iommu: Iommu,
@@ -66,7 +80,11 @@ pub(crate) fn run(options: &DemoOptions, toolchain: &Toolchain, screen: &Screen)
         bail!("without an IOMMU nothing is fenced: only --no-swap runs with --iommu none");
     }
     options.boot.check()?;
-    let recipes = if options.no_swap {
+    let with_linux = options.successor == Successor::Linux;
+    if with_linux && (options.iommu != Iommu::VtD || options.no_swap || options.plug) {
+        bail!("a Linux is launched behind --iommu vt-d only, with all devices there at start");
+    }
+    let recipes = if options.no_swap || with_linux {
         &build::KERNELS[..1]
     } else {
         &build::KERNELS[..]
@@ -82,7 +100,11 @@ pub(crate) fn run(options: &DemoOptions, toolchain: &Toolchain, screen: &Screen)
     }
     fs::create_dir_all(&directory)?;
     let begun = Instant::now();
-    let (mut report, files) = perform(options, &images, &directory, screen)?;
+    let (mut report, files) = if with_linux {
+        linux::perform(options, &images, &directory, screen)?
+    } else {
+        perform(options, &images, &directory, screen)?
+    };
     report.run.took_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
 
     let json = options
@@ -215,14 +237,22 @@ fn start(
     screen: &Screen,
     quiet: &Arc<AtomicBool>,
 ) -> Result<Machine> {
-    let mut machine =
-        MachineOptions::demo(&images.first, Some(&images.modules)).behind(options.iommu);
+    let machine = MachineOptions::demo(&images.first, Some(&images.modules)).behind(options.iommu);
+    start_with(options, machine, directory, &watcher(screen, quiet))
+}
+
+fn start_with(
+    options: &DemoOptions,
+    mut machine: MachineOptions,
+    directory: &Path,
+    watcher: &Watcher,
+) -> Result<Machine> {
     machine.cpus = options.cpus;
     machine.memory_mib = options.memory;
     machine.boot = options.boot;
     machine.plug |= options.plug;
     machine.trace.push(TRACE_MMIO.to_owned());
-    Machine::start(&machine, directory, &watcher(screen, quiet))
+    Machine::start(&machine, directory, watcher)
 }
 
 /// Shows what the kernels say.
@@ -279,6 +309,9 @@ fn summarise(report: &Report, options: &DemoOptions, screen: &Screen) {
     ));
     if let Some(gap) = load.median_gap_ns {
         screen.line(&format!("  median   {} between answers", duration(gap)));
+    }
+    if let Some(linux) = &report.linux {
+        linux::summarise(linux, screen);
     }
     for swap in &report.swaps {
         screen.line(&format!(

@@ -37,10 +37,51 @@ pub(crate) struct Report {
     pub(crate) load: LoadSums,
     /// Who owned what, phase by phase.
     pub(crate) owners: Vec<Phase>,
+    /// The Linux that had a partition, where there was one.
+    #[serde(default)]
+    pub(crate) linux: Option<Linux>,
     /// What went wrong, in words. Empty where nothing did.
     pub(crate) failures: Vec<String>,
     /// Where each figure comes from.
     pub(crate) sources: BTreeMap<String, String>,
+}
+
+/// A stock Linux in a partition, as it described its machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Linux {
+    /// Its release and version.
+    pub(crate) kernel: String,
+    /// The number of its partition.
+    pub(crate) partition: u64,
+    /// The processors that it runs on.
+    pub(crate) cpus: u64,
+    /// The memory that it counts as its own.
+    pub(crate) memory_bytes: u64,
+    /// The PCI functions that it sees.
+    pub(crate) pci_functions: Vec<String>,
+    /// What its log has at the level of errors, or reports of bugs.
+    pub(crate) kernel_errors: Vec<String>,
+    /// From its start to its first user process.
+    pub(crate) launch_to_init_ns: u64,
+    /// The same from the start of a machine of its own, through firmware.
+    pub(crate) cold_boot_ns: Option<u64>,
+    /// The same from a request for kexec on that machine.
+    pub(crate) kexec_ns: Option<u64>,
+    /// The rate of the time stamp counter, by which these are measured.
+    pub(crate) tsc_hertz: u64,
+    /// Who owned what while it ran.
+    pub(crate) partitions: Vec<PartitionShare>,
+}
+
+/// What one partition had.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct PartitionShare {
+    /// Its kernel.
+    pub(crate) owner: String,
+    /// What it had.
+    pub(crate) resources: Vec<Owned>,
+    /// The file with what its console said.
+    pub(crate) console: String,
 }
 
 /// What was asked for.

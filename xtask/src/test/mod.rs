@@ -5,6 +5,7 @@ mod delta;
 mod facts;
 mod handoffs;
 mod host;
+mod linux;
 mod plugged;
 mod queue;
 mod scenarios;

@@ -158,6 +158,22 @@ pub(super) const ALL: &[Scenario] = &[
         work: super::delta::c_kernel,
     },
     Scenario {
+        name: "linux",
+        about: "a stock Linux finds its partition and nothing else, works, and crashes; the prime serves",
+        long: false,
+        iommu: Iommu::VtD,
+        limit: 420,
+        work: super::linux::linux,
+    },
+    Scenario {
+        name: "linux-ends",
+        about: "a stock Linux that resets its machine, or switches it off, ends alone",
+        long: true,
+        iommu: Iommu::VtD,
+        limit: 600,
+        work: super::linux::linux_ends,
+    },
+    Scenario {
         name: "known-holes",
         about: "what the emulator does not enforce is what is known of it, and nothing more",
         long: false,

@@ -42,12 +42,14 @@ const CODE: Access = Access {
 
 /// What Linux is told beside what the operator says: the time stamp counter's rate, as there is no
 /// other clock; to look for no device by port, or where no table says that there are buses; that the
-/// UARTs of a PC are not its own; and that an interrupt to all processors would reach others' too.
+/// UARTs of a PC are not its own; and that an interrupt to all processors would reach others' too; and
+/// that it is to ask for a reset before it tries the machine's own ways. Without the last, on a machine
+/// without ACPI's registers, it would go to firmware at once.
 fn command_line(words: &[&str]) -> String {
     let words: Vec<_> = words.iter().copied().filter(|&word| word != OPEN).collect();
     format!(
         "console=hvc0 tsc_early_khz={} tsc=reliable pci=noearly,lastbus=0 8250.nr_uarts=0 \
-         no_ipi_broadcast=1 {}",
+         no_ipi_broadcast=1 reboot=acpi {}",
         clock::hertz() / 1000,
         words.join(" ")
     )
