@@ -11,7 +11,7 @@ use handoff_abi::{
 use partition_core::plan::alias::{Acs, Facts, Isolation, PortType, Requesters, groups};
 use partition_core::plan::{
     Budget, Buses, Cpu, CpuRequest, EcamWindow, Findings, Function, FunctionKind, FunctionRequest,
-    Machine, MemoryKind, MemoryRegion, MemoryRequest, PageSize, Plan, Refused, Request,
+    Machine, MemoryKind, MemoryRegion, MemoryRequest, Messages, PageSize, Plan, Refused, Request,
     Reservation, Singleton, Trampoline, Unit, Window, plan as make,
 };
 
@@ -319,6 +319,7 @@ fn world(input: &mut Input<'_>) -> World {
             Unit {
                 usable: odd & 7 != 7,
                 interrupt_remapping: odd >> 3 & 7 != 7,
+                remaps_any_message: odd & 1 != 0,
                 levels: if odd >> 6 == 3 { input.byte() } else { 4 },
                 largest_page: match odd % 3 {
                     0 => PageSize::Size2MiB,
@@ -489,6 +490,11 @@ fn planned<T>(
         },
         functions: &functions,
         singletons: &numbers,
+        messages: match odd >> 2 & 7 {
+            5 => Messages::Any { accept_open: false },
+            6 => Messages::Any { accept_open: true },
+            _ => Messages::Handles,
+        },
         accept_unfenced: odd & 1 != 0,
         strict: odd & 2 != 0,
     };
