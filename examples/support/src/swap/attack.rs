@@ -160,8 +160,9 @@ pub fn attack(kernel: &mut Kernel) -> Result<(), Failure> {
 }
 
 /// Has this kernel's first `edu` device make one fault after the other, as fast as it can, until
-/// somebody has taken its bus mastering away; then once more, which must leave no record.
-pub fn storm(kernel: &mut Kernel) -> Result<(), Failure> {
+/// somebody has taken its bus mastering away; then once more, which must leave no record. The steward is
+/// asked to look after each, or not before the end.
+pub fn storm(kernel: &mut Kernel, asks: bool) -> Result<(), Failure> {
     let function = EDUS
         .lock()
         .first()
@@ -172,6 +173,11 @@ pub fn storm(kernel: &mut Kernel) -> Result<(), Failure> {
     while attempts < STORM && devices::function(function)?.is_bus_master() {
         attempts += 1;
         miss()?;
+        if asks {
+            records += drained(kernel)?[1];
+        }
+    }
+    if !asks {
         records += drained(kernel)?[1];
     }
     let bus_master = devices::function(function)?.is_bus_master();

@@ -181,7 +181,7 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
         }
         "help" => {
             println!(
-                "status, plan [NAME] [cpus=A,B] [devices=VVVV:DDDD] [strict], launch IMAGE [KEY=VALUE ...], linux [open-interrupts] [WORD ...], undo, attack [holes|storm], wreck ring|registers, handover [inspect] [stay] [load=N], return, reclaim, load ROUNDS, go"
+                "status, plan [NAME] [cpus=A,B] [devices=VVVV:DDDD] [strict], launch IMAGE [KEY=VALUE ...], linux [open-interrupts] [WORD ...], undo, attack [holes|storm [unasked]], wreck ring|registers, handover [inspect] [stay] [load=N], return, reclaim, load ROUNDS, go"
             );
             Ok(())
         }
@@ -202,7 +202,7 @@ fn obey(kernel: &mut Kernel, word: &str, rest: &[&str]) -> Result<(), Failure> {
         "load" => generator::rounds(kernel, number(rest.first())?),
         "undo" => undo::undo(kernel),
         "attack" if rest.contains(&"holes") => holes::attack(kernel),
-        "attack" if rest.contains(&"storm") => attack::storm(kernel),
+        "attack" if rest.contains(&"storm") => attack::storm(kernel, !rest.contains(&"unasked")),
         "attack" => attack::attack(kernel),
         "wreck" => work::wreck(kernel, rest.first().copied().unwrap_or("")),
         "handover" => {

@@ -1,17 +1,18 @@
-//! The unit's fault records: drained by the steward, and bounded. A device that makes too many is
-//! silenced in the unit and loses its bus mastering, whoever's it is.
+//! The unit's fault records: drained by the steward, when the unit says that there are any, and bounded.
+//! A device that makes too many is silenced in the unit and loses its bus mastering, whoever's it is.
 
 use alloc::vec::Vec;
 
 use acpi_capture::Capture;
-use handoff_abi::{Message, PciFunction, RequesterId, message};
+use handoff_abi::{ApicId, InterruptMessage, Message, PciFunction, RequesterId, message};
 use iommu::storm::{self, FaultCounts, Limit, Storm};
 use iommu::{Access, Fault};
 
 use super::devices::Configuration;
 use super::inventory::Topology;
 use super::kernel::{Failure, Kernel, copy_out};
-use crate::{clock, println};
+use crate::cpu::apic_id;
+use crate::{clock, interrupts, pci, println};
 
 /// What a device may make: 24 faults within 5 s. The attempts of `attack` are fewer, a device that
 /// does nothing else makes more.
@@ -19,7 +20,9 @@ const LIMIT: Limit = Limit {
     faults: 24,
     window: 5_000,
 };
-/// How often the steward looks while it has a peer, in microseconds.
+/// The vector of the unit's message that there is a fault.
+const VECTOR: u8 = 0xf2;
+/// How often the steward looks where there is no such message, in microseconds.
 const LOOK: u64 = 250_000;
 
 /// What has been drained.
@@ -29,7 +32,20 @@ pub struct Faults {
     /// The first that nobody was told of, and how many there are.
     first: Option<Fault>,
     records: u32,
-    next: clock::Deadline,
+    listens: Listens,
+}
+
+/// How the steward hears of a fault.
+#[derive(Clone, Copy, Debug, Default)]
+enum Listens {
+    /// It does not yet.
+    #[default]
+    NotYet,
+    /// The unit sends a message to this processor, which has taken so many of them. There may be more
+    /// faults than were drained at a time.
+    Message { to: ApicId, taken: u64, more: bool },
+    /// It looks by the clock: next when this is over.
+    Clock(clock::Deadline),
 }
 
 impl Default for Faults {
@@ -38,12 +54,17 @@ impl Default for Faults {
             counts: FaultCounts::new(LIMIT),
             first: None,
             records: 0,
-            next: clock::Deadline::default(),
+            listens: Listens::NotYet,
         }
     }
 }
 
 impl Faults {
+    /// The unit was taken over: whom its message goes to was another kernel's to say.
+    pub const fn taken_over(&mut self) {
+        self.listens = Listens::NotYet;
+    }
+
     /// Forgets requesters that have a new owner: they are heard again.
     pub fn forget(&mut self, requesters: &[RequesterId]) {
         for &requester in requesters {
@@ -52,16 +73,59 @@ impl Faults {
     }
 }
 
-/// Looks for faults if it is time to.
+/// Looks for faults if there is reason to. Called on the control processor.
 ///
 /// # Errors
 /// Where the unit does not answer.
 pub fn look(kernel: &mut Kernel) -> Result<(), Failure> {
-    if kernel.unit.is_none() || !kernel.faults.next.expired() {
+    if kernel.unit.is_none() {
         return Ok(());
     }
-    kernel.faults.next = clock::Deadline::after(LOOK);
-    take(kernel)
+    let here = apic_id();
+    // Before the records are read: what comes meanwhile is looked for again.
+    let came = interrupts::count(VECTOR);
+    match kernel.faults.listens {
+        Listens::Message { to, taken, more } if to == here => {
+            if taken == came && !more {
+                return Ok(());
+            }
+        }
+        Listens::Clock(next) => {
+            if !next.expired() {
+                return Ok(());
+            }
+        }
+        Listens::NotYet | Listens::Message { .. } => {
+            let (address, data) = pci::message(here, VECTOR);
+            let announced = kernel
+                .unit()?
+                .announce_faults(InterruptMessage { address, data })?;
+            println!(
+                "@faults announced={} cpu={here}",
+                if announced { "yes" } else { "no" }
+            );
+            // What was recorded before is not announced.
+            kernel.faults.listens = if announced {
+                Listens::Message {
+                    to: here,
+                    taken: came,
+                    more: true,
+                }
+            } else {
+                Listens::Clock(clock::Deadline::default())
+            };
+        }
+    }
+    let more = take(kernel)?;
+    kernel.faults.listens = match kernel.faults.listens {
+        Listens::Message { to, .. } => Listens::Message {
+            to,
+            taken: came,
+            more,
+        },
+        Listens::NotYet | Listens::Clock(_) => Listens::Clock(clock::Deadline::after(LOOK)),
+    };
+    Ok(())
 }
 
 /// Drains the fault records into a message: how many there were since the last one, and the first.
@@ -88,8 +152,10 @@ pub fn drain(kernel: &mut Kernel) -> Result<Message, Failure> {
     Ok(reply)
 }
 
-fn take(kernel: &mut Kernel) -> Result<(), Failure> {
+/// Takes what is recorded, and says whether there is more.
+fn take(kernel: &mut Kernel) -> Result<bool, Failure> {
     kernel.unit()?;
+    let mut more = false;
     let Kernel { unit, faults, .. } = kernel;
     if let Some(unit) = unit {
         let now = clock::now() / 1_000_000;
@@ -98,11 +164,12 @@ fn take(kernel: &mut Kernel) -> Result<(), Failure> {
             faults.first.get_or_insert(fault);
         })?;
         faults.records = faults.records.saturating_add(count.records);
+        more = count.more;
     }
     while let Some(storm) = kernel.faults.counts.next_storm() {
         stop(kernel, storm)?;
     }
-    Ok(())
+    Ok(more)
 }
 
 /// Stops a requester. Its owner may see that by its device's bus master bit.

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::ops::Deref;
 
-use handoff_abi::{DomainId, InterruptTarget, PhysRange, RequesterId};
+use handoff_abi::{DomainId, InterruptMessage, InterruptTarget, PhysRange, RequesterId};
 use iommu::mmio::{CacheFlush, DirectMemory, Mmio};
 use iommu::{
     Access, Fault, FaultCount, HostManaged, InterruptHandle, MoveMethod, Pending, RegisterError,
@@ -198,6 +198,22 @@ impl Fence {
             unit => unit.silence(requester, silent),
             _managed => Ok::<_, Failure>(Pending::none())
         )
+    }
+
+    /// See [`Unit::set_fault_message`]; says whether faults are announced from now on. An AMD-Vi
+    /// unit's message stands in a function's configuration space, which these kernels leave alone, and
+    /// a host's unit has the host's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn announce_faults(&mut self, message: InterruptMessage) -> Result<bool, RegisterError> {
+        match self {
+            Self::Own(unit @ Unit::VtD(_)) => {
+                unit.set_fault_message(Some(message))?;
+                Ok(true)
+            }
+            Self::Own(_) | Self::Host(_) => Ok(false),
+        }
     }
 
     /// See [`Unit::drain_faults`]. This kernel's own driver leaves the fault records alone.

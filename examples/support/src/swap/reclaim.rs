@@ -69,6 +69,7 @@ pub fn take_up(kernel: &mut Kernel) -> Result<(), Failure> {
         },
     )?;
     kernel.unit = Some(Fence::Own(unit));
+    kernel.faults.taken_over();
     println!(
         "@took-up partition={} swap={} ns={}",
         kernel.me,
