@@ -215,6 +215,18 @@ mod tests {
     }
 
     #[test]
+    fn addresses_and_ranges_are_told_in_hexadecimal() {
+        let range = PhysRange::new(PhysAddr(0x1000), 0x2000).unwrap();
+        for text in [std::format!("{range}"), std::format!("{range:?}")] {
+            assert_eq!(text, "0x1000..0x3000");
+        }
+        let base = range.base();
+        for text in [std::format!("{base}"), std::format!("{base:?}")] {
+            assert_eq!(text, "0x1000");
+        }
+    }
+
+    #[test]
     fn an_address_is_aligned_to_powers_of_two_that_divide_it() {
         let aligned = |address, alignment| PhysAddr(address).is_aligned_to(alignment);
         assert!(aligned(0x3000, 0x1000) && aligned(0x3000, 1) && aligned(0, 1 << 63));

@@ -213,6 +213,40 @@ mod tests {
         assert_eq!(RequesterId::new(0, 0, 8), None);
     }
 
+    #[test]
+    fn an_owner_has_its_kind_above_its_number_and_is_told_in_words() {
+        for (owner, bits, text) in [
+            (Owner::Firmware, 0x1_0000, "firmware"),
+            (Owner::Partition(PartitionId(7)), 0x2_0007, "partition 7"),
+            (Owner::Workload(WorkloadId(9)), 0x3_0009, "workload 9"),
+            (Owner::Parked, 0x4_0000, "parked"),
+            (Owner::Quarantined, 0x5_0000, "quarantined"),
+            (Owner::Baton, 0x6_0000, "baton"),
+        ] {
+            assert_eq!(owner.to_wire(), bits, "{owner}");
+            assert_eq!(Owner::from_wire(bits), Some(owner));
+            assert_eq!(std::format!("{owner}"), text);
+        }
+        for nonsense in [0, 0x1_0001, 0x4_0001, 0x7_0000, u32::MAX] {
+            assert_eq!(Owner::from_wire(nonsense), None, "{nonsense:#x}");
+        }
+    }
+
+    #[test]
+    fn a_function_is_told_as_people_write_it() {
+        let requester = RequesterId::new(0x3a, 0x1f, 5).unwrap();
+        let function = PciFunction {
+            segment: 0x12,
+            requester,
+        };
+        for text in [std::format!("{requester}"), std::format!("{requester:?}")] {
+            assert_eq!(text, "3a:1f.5");
+        }
+        for text in [std::format!("{function}"), std::format!("{function:?}")] {
+            assert_eq!(text, "0012:3a:1f.5");
+        }
+    }
+
     proptest! {
         #[test]
         fn owner_survives_the_wire(bits: u32) {

@@ -743,3 +743,58 @@ fn a_range_whose_entry_is_cut_may_have_been_of_any_length() {
         assert_eq!(error.may_name(), (first, last), "{kind:#x}");
     }
 }
+
+#[test]
+fn a_range_of_one_device_is_a_range() {
+    let named = build::acpi_device(0x00a5, b"AMDI0020", 0, b"");
+    let devices = [build::device_range(0x0105, 0x0105, 0), named];
+    let unit = build::ivhd(0x40, 0, 0x0002, 0xfd50_0000, &devices);
+    let table = build::ivrs(&[unit, build::ivmd(0x22, 8, (0x0105, 0x0105), 0x1000, 0x1000)]);
+    let ivrs = Ivrs::parse(&table).unwrap();
+    let unit = ivrs.units().next().unwrap();
+    let devices: Vec<_> = unit.devices().map(Result::unwrap).collect();
+    let [IvhdDevice::Span(span), IvhdDevice::Acpi(named)] = devices[..] else {
+        panic!("{devices:?}")
+    };
+    assert_eq!(
+        (span.first, span.last),
+        (RequesterId(0x0105), RequesterId(0x0105))
+    );
+    assert_eq!(named.uid, AcpiUid::None);
+    let mut found = Vec::new();
+    ivrs.findings(None, |finding| found.push(finding));
+    assert_eq!(found, []);
+}
+
+/// An entry with an alias that its block ends within.
+fn cut(id: u16) -> Vec<u8> {
+    build::device_alias(id, None, 0)[..5].to_vec()
+}
+
+#[test]
+fn the_most_precise_doubt_counts_and_of_two_the_first() {
+    let range = build::device_range(0x0100, 0x01ff, 0);
+    // A block that is no more than its beginning may have been a unit for all.
+    let lost = build::ivhd(0x10, 0, 0x0003, 0xfd60_0000, &[])[..8].to_vec();
+    let mut lost = lost;
+    lost[2] = 8;
+    let unit = |function, base, devices: &[Vec<u8>]| build::ivhd(0x40, 0, function, base, devices);
+    let one = unit(0x0002, 0xfd50_0000, &[range, cut(0x0110)]);
+    let other = unit(0x0003, 0xfd60_0000, &[cut(0x0110)]);
+    let at = |table: &[u8], id| {
+        let function = PciFunction {
+            segment: 0,
+            requester: RequesterId(id),
+        };
+        match Ivrs::parse(table).unwrap().unit_for(function) {
+            IvrsMatch::Uncovered(Uncovered::Unreadable { offset }) => Some(offset),
+            _ => None,
+        }
+    };
+    // The header, the block that is lost, the fixed part, two entries of the range.
+    let table = build::ivrs(&[lost, one.clone()]);
+    assert_eq!(at(&table, 0x0110), Some(48 + 8 + 40 + 8));
+    assert_eq!(at(&table, 0x0111), None);
+    let table = build::ivrs(&[one, other]);
+    assert_eq!(at(&table, 0x0110), Some(48 + 40 + 8));
+}
