@@ -1,5 +1,16 @@
 //! Where the parts of the baton lie.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use core::fmt;
 
 use handoff_abi::{Exchange, Extent, FRAME_SIZE, Handoff, Ledger, PhysAddr, PhysRange, purpose};
@@ -24,7 +35,7 @@ impl Sizes {
     /// The same number of pages for each part.
     #[must_use]
     pub const fn pages(count: u32) -> Self {
-        let bytes = count as u64 * FRAME_SIZE;
+        let bytes = (count as u64).saturating_mul(FRAME_SIZE);
         Self {
             handoff: bytes,
             capture: bytes,

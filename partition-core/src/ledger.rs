@@ -4,6 +4,17 @@
 //! is an intent, then the effect, then the completion, so that a survivor can tell forward from
 //! back; each of the three is one store, and so are a split and the commit.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use core::fmt;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
@@ -248,7 +259,7 @@ impl<'a> LedgerView<'a> {
     /// How many slots have no entry.
     #[must_use]
     pub fn free_slots(self) -> usize {
-        Ledger::CAPACITY - self.entries().count().min(Ledger::CAPACITY)
+        Ledger::CAPACITY.saturating_sub(self.entries().count())
     }
 }
 
@@ -521,7 +532,7 @@ impl<'a> Steward<'a> {
     /// Where this is not the steward.
     pub fn join(&mut self) -> Result<usize, LedgerError> {
         self.check()?;
-        let mut freed = 0;
+        let mut freed = 0_usize;
         let settled =
             |entry: &Entry| entry.kind == resource::MEMORY && entry.word.phase == Phase::Settled;
         while let Some((low, high)) = self.view().entries().filter(settled).find_map(|low| {
@@ -536,7 +547,7 @@ impl<'a> Steward<'a> {
             self.release(&[high.slot]);
             let length = low.length.saturating_add(high.length);
             self.raw(low.slot)?.length.store(length, Release);
-            freed += 1;
+            freed = freed.saturating_add(1);
         }
         Ok(freed)
     }
@@ -656,7 +667,7 @@ impl<'a> Steward<'a> {
     fn give_all(&mut self, from: PartitionId, heir: Owner) -> Result<usize, LedgerError> {
         self.check()?;
         let owner = Owner::Partition(from);
-        let mut count = 0;
+        let mut count = 0_usize;
         for entry in self.view().entries() {
             let word = entry.word;
             if word.owner != owner && word.next != owner {
@@ -670,7 +681,7 @@ impl<'a> Steward<'a> {
             // Once no transfer is under way, what the partition may use is just what it owns.
             if self.entry(entry.slot)?.word.owner == owner {
                 self.transfer(entry.slot, heir)?;
-                count += 1;
+                count = count.saturating_add(1);
             }
         }
         Ok(count)

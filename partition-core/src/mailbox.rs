@@ -1,6 +1,17 @@
 //! Mailboxes: one bounded queue for each ordered pair of partitions, one producer and one
 //! consumer. Neither side can make the other read out of bounds or wait.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used,
+        clippy::expect_used
+    )
+)]
+
 use core::fmt;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 

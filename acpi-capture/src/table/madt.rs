@@ -428,11 +428,29 @@ pub struct Madt<'a> {
 /// Words of the filter for processors that were seen before.
 const SEEN_WORDS: usize = 128;
 
+/// How often a table is looked through again for an id that may have been there before.
+const SEARCHES: usize = 2048;
+
 fn enabled(entry: Result<MadtEntry<'_>, EntryError>) -> Option<LocalApic> {
     match entry {
         Ok(MadtEntry::LocalApic(cpu)) if cpu.flags.contains(ProcessorFlags::ENABLED) => Some(cpu),
         _ => None,
     }
+}
+
+/// The id of an enabled processor, and nothing else of the entry: a tenth of the work.
+fn enabled_id(entry: &RawEntry<'_>) -> Option<ApicId> {
+    let (id, flags) = match (u8::try_from(entry.kind).ok()?, entry.bytes) {
+        (kind::LOCAL_APIC, &[_, _, _, id, flags, _, _, _, ..]) => (u32::from(id), flags),
+        (kind::LOCAL_X2APIC, &[_, _, _, _, a, b, c, d, flags, _, _, _, _, _, _, _, ..]) => {
+            (u32::from_le_bytes([a, b, c, d]), flags)
+        }
+        _ => return None,
+    };
+    let flags = ProcessorFlags::from_bits_retain(flags.into());
+    flags
+        .contains(ProcessorFlags::ENABLED)
+        .then_some(ApicId(id))
 }
 
 impl<'a> Madt<'a> {
@@ -510,12 +528,14 @@ impl<'a> Madt<'a> {
 
     /// The processors that are enabled, each APIC id once, in the table's order, at most
     /// [`MAX_PROCESSORS`](Self::MAX_PROCESSORS) of them. Firmware lists the boot processor first.
+    /// Past some thousand repetitions, what looks like one more is taken for one.
     pub fn processors(&self) -> impl Iterator<Item = LocalApic> + use<'a> {
         let all = self.entries();
         // One bit for each id that may have come before, so that a table without repetitions is
         // read in one pass. Where the bit is set, the table is looked through again: there is no
         // memory to keep all ids in.
         let mut seen = [0_u64; SEEN_WORDS];
+        let mut searches = 0_usize;
         let candidates = all.clone().filter_map(enabled);
         candidates
             .take(Self::MAX_PROCESSORS)
@@ -530,8 +550,14 @@ impl<'a> Madt<'a> {
                     *word |= mask;
                     return Some(cpu);
                 }
-                let mut earlier = all.clone().filter_map(enabled).take(place);
-                (!earlier.any(|other| other.apic_id == cpu.apic_id)).then_some(cpu)
+                // Ids that are made to share their bits would make each of them cost a pass.
+                searches = searches.saturating_add(1);
+                if searches > SEARCHES {
+                    return None;
+                }
+                let earlier = all.clone().0.flatten();
+                let mut earlier = earlier.filter_map(|entry| enabled_id(&entry)).take(place);
+                (!earlier.any(|other| other == cpu.apic_id)).then_some(cpu)
             })
     }
 

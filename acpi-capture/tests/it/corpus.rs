@@ -26,6 +26,20 @@ pub(crate) struct Entry {
     pub(crate) bytes: Vec<u8>,
 }
 
+impl Entry {
+    /// A table of a machine that is not in the corpus.
+    pub(crate) fn of_stranger(machine: &str, name: String, bytes: Vec<u8>) -> Self {
+        let signature = bytes.get(..4).unwrap_or(&[]);
+        Self {
+            name,
+            kind: format!("acpi:{}", String::from_utf8_lossy(signature)),
+            machine: machine.to_owned(),
+            checksum: "unknown".to_owned(),
+            bytes,
+        }
+    }
+}
+
 /// Says something that is seen also where the output of passing tests is not shown.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");

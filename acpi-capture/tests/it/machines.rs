@@ -523,6 +523,55 @@ fn memory_maps(corpus: &[Entry]) -> Vec<Vec<PhysRange>> {
         .collect()
 }
 
+/// Divides a machine and holds every part, and all of them together, against it. Says how many
+/// parts had tables written.
+fn check_division(machine: &Real, division: &Division, usable: &[PhysRange]) -> usize {
+    let name = &machine.name;
+    let parts = division.divide(machine, usable);
+    let share = &parts[0];
+    let mut cpus: Vec<u32> = share.cpus.iter().map(|&p| machine.cpus[p].id).collect();
+    let mut memory = share.memory.clone();
+    let mut buses: Vec<u8> = share.buses.iter().flat_map(|&(a, b)| a..=b).collect();
+    let mut written = 0;
+    for number in 1..parts.len() {
+        if parts[number].cpus.is_empty() {
+            continue;
+        }
+        let seen = check_part(machine, number, &parts);
+        cpus.extend(seen.0);
+        memory.extend(seen.1);
+        buses.extend(seen.2);
+        written += 1;
+    }
+    cpus.sort_unstable();
+    let mut all: Vec<u32> = machine.cpus.iter().map(|cpu| cpu.id).collect();
+    all.sort_unstable();
+    assert_eq!(cpus, all, "{name}");
+    assert_eq!(merged(memory), *usable, "{name}");
+    buses.sort_unstable();
+    let all = machine.buses.first().map(|&(_, _, a, b)| (a..=b).collect());
+    assert_eq!(buses, all.unwrap_or(Vec::new()), "{name}");
+    written
+}
+
+/// Divides a machine of anybody's at random, `rounds` times, with made-up memory. Says how many
+/// parts had tables written; `None` where there are no processors to divide.
+pub(crate) fn divide_at_random(name: &str, memory: &Memory, rounds: usize) -> Option<usize> {
+    let machine = Real::read(name, memory)?;
+    let usable = [
+        range(0x1000, 0x9_f000),
+        range(0x10_0000, 0x7f00_0000),
+        range(0x1_0000_0000, 0x8_8000_0000),
+    ];
+    let mut runner = TestRunner::deterministic();
+    let mut written = 0;
+    for _ in 0..rounds {
+        let division = division().new_tree(&mut runner).unwrap().current();
+        written += check_division(&machine, &division, &usable);
+    }
+    Some(written)
+}
+
 #[test]
 fn the_parts_of_every_real_machine_are_the_machine() {
     let Some(corpus) = corpus() else { return };
@@ -549,30 +598,8 @@ fn the_parts_of_every_real_machine_are_the_machine() {
         for round in 0..if is_complete { 12 } else { 1 } {
             let division = division().new_tree(&mut runner).unwrap().current();
             let usable = &maps[(place * 7 + round) % maps.len()];
-            let parts = division.divide(&machine, usable);
             divisions += 1;
-            let share = &parts[0];
-            let mut cpus: Vec<u32> = share.cpus.iter().map(|&p| machine.cpus[p].id).collect();
-            let mut memory = share.memory.clone();
-            let mut buses: Vec<u8> = share.buses.iter().flat_map(|&(a, b)| a..=b).collect();
-            for number in 1..parts.len() {
-                if parts[number].cpus.is_empty() {
-                    continue;
-                }
-                let seen = check_part(&machine, number, &parts);
-                cpus.extend(seen.0);
-                memory.extend(seen.1);
-                buses.extend(seen.2);
-                written += 1;
-            }
-            cpus.sort_unstable();
-            let mut all: Vec<u32> = machine.cpus.iter().map(|cpu| cpu.id).collect();
-            all.sort_unstable();
-            assert_eq!(cpus, all, "{name}");
-            assert_eq!(merged(memory), *usable, "{name}");
-            buses.sort_unstable();
-            let all = machine.buses.first().map(|&(_, _, a, b)| (a..=b).collect());
-            assert_eq!(buses, all.unwrap_or(Vec::new()), "{name}");
+            written += check_division(&machine, &division, usable);
         }
     }
     say(&format!(

@@ -21,5 +21,7 @@ mod reencode;
 mod setup;
 mod small;
 mod snapshots;
+mod strangers;
 mod tables;
 mod words;
+mod work;

@@ -109,8 +109,10 @@ fn every_truncation_is_refused() {
 fn every_byte_of_the_headers_may_be_anything() {
     let file = kernel().write();
     let headers = 64 + 56 * 4;
+    // An interpreter that looks for undefined behaviour takes a thousand times as long.
+    let values = if cfg!(miri) { 128 } else { 1 };
     for at in 0..headers {
-        for value in 0..=255 {
+        for value in (0..=255).step_by(values) {
             let mut file = file.clone();
             file[at] = value;
             let _ = use_all(&file);
