@@ -502,7 +502,7 @@ impl<'a> Steward<'a> {
             PhysRange::from_bounds(part.end(), whole.end()),
         ];
         let mut slots = [entry.slot; 3];
-        let mut count = 0;
+        let mut count = 0_usize;
         for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
             let taken = slots.get(..count).unwrap_or(&[]);
             let free = self.free_slot(taken).inspect_err(|_| self.release(taken))?;
@@ -512,7 +512,7 @@ impl<'a> Steward<'a> {
             if let Some(place) = slots.get_mut(count) {
                 *place = free;
             }
-            count += 1;
+            count = count.saturating_add(1);
         }
         Ok((slots, count))
     }

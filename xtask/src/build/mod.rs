@@ -193,11 +193,10 @@ pub(crate) fn kernel(
 }
 
 /// Writes an archive of files as the first kernel reads them.
-pub(crate) fn archive(to: &Path, files: &[(&str, &Path)]) -> Result<()> {
+pub(crate) fn archive(to: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let mut archive = Archive::create(to)?;
-    for (name, path) in files {
-        let contents = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        archive.add(name, &contents)?;
+    for (name, contents) in files {
+        archive.add(name, contents)?;
     }
     archive.finish().map(drop)
 }

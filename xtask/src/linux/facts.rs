@@ -28,6 +28,8 @@ pub(crate) struct Planned {
     /// First and last plus one.
     memory: Vec<(u64, u64)>,
     functions: BTreeSet<String>,
+    /// Whether one of them is not fenced.
+    open: bool,
 }
 
 impl Planned {
@@ -46,6 +48,7 @@ impl Planned {
                 }
                 "function" => {
                     planned.functions.insert(event.need("id")?.to_owned());
+                    planned.open |= event.need("fenced")? != "true";
                 }
                 _ => {}
             }
@@ -198,6 +201,7 @@ impl Facts {
                 .iter()
                 .map(|found| found.id.clone())
                 .collect(),
+            interrupts_open: planned.open,
             kernel_errors: self.errors.clone(),
             launch_to_init_ns,
             cold_boot_ns: None,
@@ -233,6 +237,7 @@ mod tests {
             cpus: 2,
             memory: vec![(0x2_0000, 0x6_0000), (0x380_0000, 0x2380_0000)],
             functions: ["0000:04:00.0".to_owned()].into(),
+            open: true,
         }
     }
 

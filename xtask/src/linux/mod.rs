@@ -19,8 +19,9 @@ use facts::Planned;
 use crate::baseline::operator::Operator;
 use crate::baseline::{self, Progress};
 use crate::build;
+use crate::console::Console;
 use crate::event::{Event, Line};
-use crate::machine::{Machine, MachineOptions};
+use crate::machine::{Iommu, LinuxFiles, Machine, MachineOptions};
 use crate::paths;
 use crate::report;
 use crate::session::Session;
@@ -33,12 +34,6 @@ const QUICK: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(2);
 /// How often its console's file is read again.
 const LOOK: Duration = Duration::from_millis(20);
-/// The port that it serves on.
-const GUEST_PORT: u16 = 7777;
-/// The first root port that its devices lie below: those before are the demo's own.
-const FIRST_PORT: u32 = 7;
-/// The first slot of root ports, as in the demo's machine.
-const SLOT_OF_PORT: u32 = 1;
 /// Bytes of its disk.
 const DISK_BYTES: u64 = 1 << 20;
 /// What it is told beside what the prime says.
@@ -48,13 +43,10 @@ const WORDS: &str = "quiet";
 pub(crate) struct Linux {
     /// The package that the kernel came in.
     pub(crate) package: String,
-    /// What its console said.
-    pub(crate) console: PathBuf,
     /// Where in that what the last launched one said begins.
     begun: Cell<usize>,
     archive: PathBuf,
-    disk: PathBuf,
-    service: SocketAddrV4,
+    files: LinuxFiles,
 }
 
 impl Linux {
@@ -65,11 +57,21 @@ impl Linux {
         fs::create_dir_all(directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
         let archive = directory.join("linux.tar");
+        let read =
+            |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let (kernel, ramdisk) = (read(&partition.image)?, read(&partition.initramfs)?);
+        let mut damaged = kernel.clone();
+        if let Some(byte) = damaged.get_mut(kernel.len() / 2) {
+            *byte ^= 1;
+        }
         build::archive(
             &archive,
             &[
-                ("vmlinuz", &partition.image),
-                ("initramfs", &partition.initramfs),
+                ("vmlinuz", &kernel),
+                ("vmlinuz-damaged", &damaged),
+                ("vmlinuz-cut", &kernel[..kernel.len() / 2]),
+                ("initramfs", &ramdisk),
+                ("initramfs-cut", &ramdisk[..ramdisk.len() / 2]),
             ],
         )?;
         let disk = directory.join("linux.img");
@@ -80,76 +82,34 @@ impl Linux {
         let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?
             .port();
+        let files = LinuxFiles {
+            disk,
+            console: directory.join("linux.log"),
+            service: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
+        };
         Ok(Self {
             package: partition.package,
-            console: directory.join("linux.log"),
             begun: Cell::new(0),
             archive,
-            disk,
-            service: SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
+            files,
         })
     }
 
-    /// Gives a machine its files and, each below a root port of its own, its devices.
+    /// Gives a machine its files and its devices.
     pub(crate) fn add_to(&self, machine: &mut MachineOptions) {
-        const BEHIND: &str = "iommu_platform=on,disable-legacy=on,ioeventfd=off";
-        let path = |path: &Path| path.display().to_string().replace(',', ",,");
-        let mut pair = |option: &str, value: String| {
-            machine.extra.push(option.to_owned());
-            machine.extra.push(value);
-        };
-        for port in FIRST_PORT..FIRST_PORT + 3 {
-            let slot = port + SLOT_OF_PORT;
-            pair(
-                "-device",
-                format!("pcie-root-port,id=port{port},chassis={port},addr={slot:#x}"),
-            );
-        }
-        let bus = |place: u32| format!("bus=port{}", FIRST_PORT + place);
-        pair(
-            "-netdev",
-            format!(
-                "user,id=linuxnet,hostfwd=udp:{}-:{GUEST_PORT}",
-                self.service
-            ),
-        );
-        pair(
-            "-device",
-            format!(
-                "virtio-net-pci,id=linuxnic,{},netdev=linuxnet,romfile=,{BEHIND}",
-                bus(0)
-            ),
-        );
-        pair(
-            "-drive",
-            format!("if=none,id=linuxdisk,format=raw,file={}", path(&self.disk)),
-        );
-        pair(
-            "-device",
-            format!(
-                "virtio-blk-pci,id=linuxblk,{},drive=linuxdisk,{BEHIND}",
-                bus(1)
-            ),
-        );
-        pair(
-            "-chardev",
-            format!("file,id=linuxconsole,path={}", path(&self.console)),
-        );
-        pair(
-            "-device",
-            format!("virtio-serial-pci,id=linuxserial,{},{BEHIND}", bus(2)),
-        );
-        pair(
-            "-device",
-            "virtconsole,chardev=linuxconsole,bus=linuxserial.0".to_owned(),
-        );
+        machine.linux = Some(self.files.clone());
         machine.modules = Some(self.archive.clone());
+    }
+
+    /// The file with what its console said.
+    pub(crate) fn console(&self) -> &Path {
+        &self.files.console
     }
 
     /// What the last launched one has said so far.
     fn said(&self) -> Result<String> {
-        let all = fs::read(&self.console)
-            .with_context(|| format!("cannot read {}", self.console.display()))?;
+        let all = fs::read(self.console())
+            .with_context(|| format!("cannot read {}", self.console().display()))?;
         let said = all.get(self.begun.get()..).unwrap_or_default();
         Ok(String::from_utf8_lossy(said).into_owned())
     }
@@ -183,7 +143,7 @@ impl Linux {
                 Instant::now() < end,
                 "Linux did not {what} within {} s; see {}",
                 LIMIT.as_secs(),
-                paths::shown(&self.console)
+                paths::shown(self.console())
             );
             thread::sleep(LOOK);
         }
@@ -204,33 +164,25 @@ impl Linux {
     ///
     /// Where its interrupts cannot be fenced, it must be refused before that is asked for by name.
     pub(crate) fn launch(&self, session: &mut Session) -> Result<report::Linux> {
-        let line = format!("linux {} {WORDS}", layout::PARTITION);
+        let mut line = format!("linux {} {WORDS}", layout::PARTITION);
+        let iommu = session.machine.iommu;
         let prime = &mut session.machine.consoles[0];
-        let done = prime.command(&line, LIMIT)?;
-        let rules: Vec<_> = done
-            .all("refused")
-            .filter_map(|event| event.get("rule"))
-            .collect();
-        ensure!(
-            done.result == "refused"
-                && !rules.is_empty()
-                && rules.iter().all(|rule| *rule == "open-messages"),
-            "a kernel that knows nothing of remapped interrupts was not refused for that, but {}: {} ({rules:?})",
-            done.result,
-            done.text
-        );
+        if iommu != Iommu::AmdVi {
+            refused(prime, &line)?;
+            line.push_str(" open-interrupts");
+        }
         let hertz = prime
             .command_ok("status", QUICK)?
             .one("up")?
             .number("tsc_hertz")?;
-        self.begun.set(fs::read(&self.console)?.len());
-        let done = prime.command_ok(&format!("{line} open-interrupts"), LIMIT)?;
+        self.begun.set(fs::read(self.console())?.len());
+        let done = prime.command_ok(&line, LIMIT)?;
         let started = done.one("launched")?.number("tsc")?;
         let planned = Planned::read(&done)?;
         let facts = self.facts(&mut session.machine)?;
         facts.check(&planned)?;
         self.check_disk()?;
-        let reply = Operator::new(self.service)?
+        let reply = Operator::new(self.files.service)?
             .wait_for_boot(&mut session.machine, None, QUICK)
             .context("Linux does not answer on its network")?;
         ensure!(
@@ -243,9 +195,31 @@ impl Linux {
         Ok(facts.report(&planned, nanoseconds(ticks, hertz), hertz))
     }
 
+    /// What would not start is refused before anything is touched, each for its own reason.
+    pub(crate) fn bad_input(&self, session: &mut Session) -> Result<()> {
+        const BAD: [(&str, &str); 5] = [
+            ("kernel=vmlinuz-cut", "truncated"),
+            ("kernel=vmlinuz-damaged", "checksum is wrong"),
+            ("ramdisk=initramfs-cut", "ends too soon"),
+            ("mib=32", "the kernel needs"),
+            ("low=no", "Linux needs"),
+        ];
+        for (what, why) in BAD {
+            let line = format!("linux open-interrupts {what}");
+            let done = session.machine.consoles[0].command(&line, LIMIT)?;
+            ensure!(
+                done.result == "refused" && done.text.contains(why),
+                "a Linux with {what} is {}: {}",
+                done.result,
+                done.text
+            );
+        }
+        Ok(())
+    }
+
     /// What it wrote must be on its disk.
     fn check_disk(&self) -> Result<()> {
-        let bytes = fs::read(&self.disk)?;
+        let bytes = fs::read(&self.files.disk)?;
         let at = usize::try_from(layout::PATTERN_AT)?;
         let pattern: Vec<u8> = (0..layout::PATTERN_BYTES).map(layout::pattern).collect();
         ensure!(
@@ -266,7 +240,7 @@ impl Linux {
     /// Has it crash, reset its machine or switch it off, while the service goes on. Then everything it
     /// had is taken back.
     pub(crate) fn end(&self, session: &mut Session, operation: Operation) -> Result<()> {
-        let mut operator = Operator::new(self.service)?;
+        let mut operator = Operator::new(self.files.service)?;
         let boot = operator.wait_for_boot(&mut session.machine, None, QUICK)?;
         session.machine.consoles[0].skip();
         operator.end(operation, boot.boot)?;
@@ -294,6 +268,24 @@ impl Linux {
         session.load.wait_answers(200, QUICK)?;
         Ok(())
     }
+}
+
+/// A kernel that knows nothing of remapped interrupts must be refused for that, and for nothing else.
+fn refused(prime: &mut Console, line: &str) -> Result<()> {
+    let done = prime.command(line, LIMIT)?;
+    let rules: Vec<_> = done
+        .all("refused")
+        .filter_map(|event| event.get("rule"))
+        .collect();
+    ensure!(
+        done.result == "refused"
+            && !rules.is_empty()
+            && rules.iter().all(|&rule| rule == "open-messages"),
+        "a kernel that knows nothing of remapped interrupts is {}: {} ({rules:?})",
+        done.result,
+        done.text
+    );
+    Ok(())
 }
 
 /// Ticks of the time stamp counter as nanoseconds.

@@ -33,6 +33,17 @@ pub(crate) struct Counted {
     pub(crate) kept: (u8, u8),
 }
 
+/// What the devices of a Linux are made of.
+#[derive(Clone, Debug)]
+pub(crate) struct LinuxFiles {
+    /// Its disk.
+    pub(crate) disk: PathBuf,
+    /// What its console says.
+    pub(crate) console: PathBuf,
+    /// Where the host reaches it.
+    pub(crate) service: SocketAddrV4,
+}
+
 /// What the machine is to be.
 #[derive(Clone, Debug)]
 pub(crate) struct MachineOptions {
@@ -61,6 +72,8 @@ pub(crate) struct MachineOptions {
     /// Count instructions. A second network device on the same wire makes the load then, and the
     /// host reaches the service no more.
     pub(crate) counted: Option<Counted>,
+    /// The Linux that is to have devices of its own.
+    pub(crate) linux: Option<LinuxFiles>,
     /// Trace events that are on from the start, beside those that always are.
     pub(crate) trace: Vec<String>,
     /// Anything else.
@@ -83,6 +96,7 @@ impl MachineOptions {
             modules: modules.map(Path::to_path_buf),
             append: String::new(),
             counted: None,
+            linux: None,
             trace: Vec::new(),
             extra: Vec::new(),
         }
@@ -98,7 +112,8 @@ impl MachineOptions {
     }
 
     fn all_devices(&self) -> Devices {
-        Devices::of(&self.edu, self.counted.is_some(), self.plug)
+        let (counted, linux) = (self.counted.is_some(), self.linux.is_some());
+        Devices::of(&self.edu, counted, linux, self.plug)
     }
 
     /// The devices that are to be plugged while the machine runs.
@@ -198,6 +213,19 @@ impl MachineOptions {
             "-drive",
             &format!("if=none,id=disk,format=raw,file={}", escaped(disk)),
         );
+        if let Some(linux) = &self.linux {
+            line.pair(
+                "-netdev",
+                &format!(
+                    "user,id=linuxnet,hostfwd=udp:{}-:{GUEST_PORT}",
+                    linux.service
+                ),
+            );
+            let (disk, console) = (escaped(&linux.disk), escaped(&linux.console));
+            let drive = format!("if=none,id=linuxdisk,format=raw,file={disk}");
+            line.pair("-drive", &drive);
+            line.pair("-chardev", &format!("file,id=linuxconsole,path={console}"));
+        }
         let devices = self.all_devices();
         for port in &devices.ports {
             line.pair("-device", &port.argument());

@@ -44,6 +44,11 @@ impl Device {
         found.map_or("", |(_, value)| value)
     }
 
+    /// The device that it lies below, where that is no bridge but has a bus of another kind.
+    pub(super) fn parent(&self) -> Option<&str> {
+        self.bus().strip_suffix(".0")
+    }
+
     /// Its name.
     pub(super) fn id(&self) -> &str {
         self.property("id")
@@ -85,8 +90,9 @@ pub(super) struct Devices {
 
 impl Devices {
     /// The network device, the disk and `edu`. Where instructions are counted there is a second
-    /// network device for the load. What is below root ports is there at start, or comes `late`.
-    pub(super) fn of(edu: &[Edu], counted: bool, late: bool) -> Self {
+    /// network device for the load. Where there is to be a Linux it has a network device, a disk and a
+    /// console. What is below root ports is there at start, or comes `late`.
+    pub(super) fn of(edu: &[Edu], counted: bool, linux: bool, late: bool) -> Self {
         let mut devices = Self::default();
         let port = devices.root_port();
         devices.network("nic", "net", &port, counted);
@@ -122,7 +128,24 @@ impl Devices {
             let port = devices.root_port();
             devices.network("load", "load", &port, counted);
         }
+        if linux {
+            devices.of_linux();
+        }
         devices
+    }
+
+    /// With one queue, interrupts of the disk can go to one processor: behind AMD-Vi they have to.
+    fn of_linux(&mut self) {
+        let port = self.root_port();
+        self.network("linuxnic", "linuxnet", &port, false);
+        let port = self.root_port();
+        let disk = behind_iommu(Device::on("virtio-blk-pci", "linuxblk", &port));
+        let disk = disk.with("drive", "linuxdisk").with("num-queues", "1");
+        let port = self.root_port();
+        let serial = behind_iommu(Device::on("virtio-serial-pci", "linuxserial", &port));
+        let console = Device::on("virtconsole", "linuxhvc", "linuxserial.0");
+        let console = console.with("chardev", "linuxconsole");
+        self.below.extend([disk, serial, console]);
     }
 
     fn root_port(&mut self) -> String {
@@ -184,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_device_is_told_of_in_the_same_words_on_the_command_line_and_over_qmp() {
-        let devices = Devices::of(&[Edu::Pair], false, false);
+        let devices = Devices::of(&[Edu::Pair], false, false, false);
         let half = devices.below.last().unwrap();
         assert_eq!(
             half.argument(),
@@ -199,13 +222,14 @@ mod tests {
 
     #[test]
     fn every_device_comes_after_what_it_is_below() {
-        let devices = Devices::of(&[Edu::Alone, Edu::Pair, Edu::Alone], true, true);
+        let devices = Devices::of(&[Edu::Alone, Edu::Pair, Edu::Alone], true, true, true);
         let mut there: Vec<&str> = devices.ports.iter().map(|port| port.id()).collect();
         for device in &devices.below {
-            assert!(there.contains(&device.bus()), "{device:?}");
+            let above = device.parent().unwrap_or(device.bus());
+            assert!(there.contains(&above), "{device:?}");
             there.push(device.id());
         }
-        assert_eq!(devices.ports.len(), 6);
-        assert_eq!(devices.below.len(), 2 + 5 + 1);
+        assert_eq!(devices.ports.len(), 9);
+        assert_eq!(devices.below.len(), 2 + 5 + 1 + 4);
     }
 }

@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 pub(crate) use boot::{BootPath, Firmware, Loader};
-pub(crate) use command_line::{Counted, MachineOptions, TRACE_MMIO};
+pub(crate) use command_line::{Counted, LinuxFiles, MachineOptions, TRACE_MMIO};
 pub(crate) use iommu::Iommu;
 
 use plug::Plugs;

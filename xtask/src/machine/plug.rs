@@ -58,25 +58,33 @@ impl Plugs {
         self.waiting.iter().map(Device::id).collect()
     }
 
-    /// Plugs whatever lies on a bus that has a number by now, and says how many those were. Each is
-    /// there afterwards, on the bus that it was meant for.
+    /// Plugs whatever lies on a bus that has a number by now, and what is below it, and says how
+    /// many those were. Each function is there afterwards, on the bus that it was meant for.
     pub(super) fn round(&mut self, qmp: &mut Qmp) -> Result<usize> {
         let before = places(&qmp.execute("query-pci", json!({}))?);
         let behind = |device: &Device| {
             let bridge = before.get(device.bus())?;
             bridge.secondary.filter(|&bus| bus != 0)
         };
-        let (ready, later): (Vec<Device>, Vec<Device>) = self
-            .waiting
-            .drain(..)
-            .partition(|device| behind(device).is_some());
-        self.waiting = later;
+        let mut ready: Vec<Device> = Vec::new();
+        for device in std::mem::take(&mut self.waiting) {
+            let is_ready = match device.parent() {
+                Some(parent) => ready.iter().any(|device| device.id() == parent),
+                None => behind(&device).is_some(),
+            };
+            let list = if is_ready {
+                &mut ready
+            } else {
+                &mut self.waiting
+            };
+            list.push(device);
+        }
         for device in &ready {
             qmp.execute("device_add", device.arguments())
                 .with_context(|| format!("{} cannot be plugged", device.id()))?;
         }
         let after = places(&qmp.execute("query-pci", json!({}))?);
-        for device in &ready {
+        for device in ready.iter().filter(|device| device.parent().is_none()) {
             let place = after.get(device.id());
             ensure!(
                 place.map(|place| place.bus) == behind(device),
@@ -182,7 +190,7 @@ mod tests {
     }
 
     fn pair() -> Plugs {
-        let mut below = Devices::of(&[Edu::Pair], false, true).below;
+        let mut below = Devices::of(&[Edu::Pair], false, false, true).below;
         // The network device and the disk.
         below.drain(..2);
         Plugs::new(below)

@@ -59,6 +59,8 @@ pub(crate) struct Linux {
     pub(crate) memory_bytes: u64,
     /// The PCI functions that it sees.
     pub(crate) pci_functions: Vec<String>,
+    /// Whether the remapping unit lets through whatever interrupt message its devices send.
+    pub(crate) interrupts_open: bool,
     /// What its log has at the level of errors, or reports of bugs.
     pub(crate) kernel_errors: Vec<String>,
     /// From its start to its first user process.

@@ -6,7 +6,7 @@ use baseline_guest::control::Operation;
 use super::scenarios::{Context, difference, owners, unharmed};
 use crate::linux::Linux;
 
-/// Linux is refused while its interrupts would be open and nobody asked for that; then it finds its
+/// What would not start is refused. Linux is refused while its interrupts would be open and nobody asked for that; then it finds its
 /// partition and nothing else, works, and crashes. The prime serves meanwhile, nobody resets the
 /// machine, and everything comes back.
 pub(super) fn linux(context: &Context) -> Result<()> {
@@ -25,6 +25,11 @@ fn ends(context: &Context, operations: &[Operation]) -> Result<()> {
     linux.add_to(&mut options);
     let mut session = context.boot("machine", &options, 12)?;
     let before = owners(&mut session)?;
+    linux.bad_input(&mut session)?;
+    ensure!(
+        before == owners(&mut session)?,
+        "after files that were refused the machine is not as it was"
+    );
     for &operation in operations {
         linux.launch(&mut session)?;
         linux.end(&mut session, operation)?;

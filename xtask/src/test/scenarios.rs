@@ -168,6 +168,15 @@ pub(super) const ALL: &[Scenario] = &[
         work: super::linux::linux,
     },
     Scenario {
+        name: "amd-linux",
+        about: "behind AMD-Vi a stock Linux is fenced with all its interrupts, works, and crashes",
+        long: true,
+        iommu: Iommu::AmdVi,
+        boot: BootPath::DIRECT,
+        limit: 420,
+        work: super::linux::linux,
+    },
+    Scenario {
         name: "linux-ends",
         about: "a stock Linux that resets its machine, or switches it off, ends alone",
         long: true,

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::ops::Deref;
 
-use handoff_abi::{DomainId, InterruptMessage, InterruptTarget, PhysRange, RequesterId};
+use handoff_abi::{ApicId, DomainId, InterruptMessage, InterruptTarget, PhysRange, RequesterId};
 use iommu::mmio::{CacheFlush, DirectMemory, Mmio};
 use iommu::{
     Access, Fault, FaultCount, HostManaged, InterruptHandle, MoveMethod, Pending, RegisterError,
@@ -149,6 +149,20 @@ impl Fence {
             unit => unit.allocate_interrupt(source, target),
             managed => managed.allocate_interrupt(source, target).map(|handle| (handle, Pending::none()))
         )
+    }
+
+    /// Lets a device raise any vector at one processor, whatever message it sends, where the unit can: see
+    /// `iommu::amd::Unit::open_vectors`. The messages of a kernel that knows nothing of remapping pass a
+    /// VT-d unit, or do not, whatever is done for the device.
+    pub fn open_vectors(
+        &mut self,
+        source: RequesterId,
+        destination: ApicId,
+    ) -> Result<Pending, Failure> {
+        match self {
+            Self::Own(Unit::AmdVi(unit)) => Ok(unit.open_vectors(source, destination)?),
+            Self::Own(Unit::VtD(_)) | Self::Host(_) => Ok(Pending::none()),
+        }
     }
 
     /// See [`Unit::retarget`].

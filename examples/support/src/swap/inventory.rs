@@ -537,6 +537,8 @@ pub struct Wish<'a> {
     pub singletons: Vec<u64>,
     /// What its kernel knows of remapped interrupts.
     pub messages: Messages,
+    /// The least memory that its image can do with.
+    pub least_memory: u64,
     /// What is doubtful is refused.
     pub strict: bool,
 }
@@ -562,7 +564,7 @@ impl Wish<'_> {
             name: self.name,
             cpus: CpuRequest::These(&self.cpus),
             memory,
-            least_memory: 64 << 20,
+            least_memory: self.least_memory,
             trampoline: Trampoline::Any,
             functions: &self.functions,
             singletons: &self.singletons,
@@ -617,6 +619,7 @@ impl Wish<'_> {
             functions,
             singletons: alloc::vec![console],
             messages: Messages::Handles,
+            least_memory: 64 << 20,
             strict: false,
         };
         if wish.cpus.len() < 2 {

@@ -369,6 +369,7 @@ pub(super) fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
     let launched = launched(kernel)?;
     launched.stage = Stage::Fenced;
     let (plan, domain, partition) = (launched.plan.clone(), launched.domain, launched.partition);
+    let writes_own_messages = launched.reset.is_some();
     let functions = functions(&plan);
     for &function in &functions {
         own_devices::let_go(function);
@@ -406,6 +407,14 @@ pub(super) fn fence(kernel: &mut Kernel) -> Result<(), Failure> {
         }
     }
     let requesters = requesters(&plan);
+    if writes_own_messages {
+        // What was cleared must be gone before it is set anew.
+        kernel.unit()?.flush(pending)?;
+        pending = Pending::none();
+        for &requester in &requesters {
+            pending = pending.merge(kernel.unit()?.open_vectors(requester, first)?);
+        }
+    }
     let method = kernel
         .unit()?
         .move_devices(&requesters, Some(domain), pending)?;

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use handoff_abi::{ApicId, PhysAddr, PhysRange};
+use handoff_abi::{ApicId, PhysAddr, PhysRange, UnitKind};
 use partition_core::image::Access;
 use partition_core::image::linux::{BzImage, E820Entry, LinuxRequest, check_initrd};
 use partition_core::image::paging::{Caching, Identity, Levels, identity};
@@ -21,8 +21,6 @@ use super::processors;
 use super::{modules, undo};
 use crate::{clock, mmio, println};
 
-/// Its files among the modules.
-const FILES: [&str; 2] = ["vmlinuz", "initramfs"];
 /// RAM below 1 MiB, from where it starts its further processors.
 const LOW: PhysRange = PhysRange::from_bounds(PhysAddr(0x2_0000), PhysAddr(0x6_0000));
 /// The last of its memory, which it is told is firmware's: where its processors wait, and the tables
@@ -31,9 +29,50 @@ const RESERVED: u64 = 256 << 10;
 /// Its network device, its disk and its console: class and sub-class.
 const CLASSES: [u32; 3] = [0x0200, 0x0100, 0x0780];
 
-/// What the operator says to let its devices' interrupt messages through where the unit cannot keep
-/// them in bounds.
-const OPEN: &str = "open-interrupts";
+/// What the operator asks for. All other words are for Linux.
+struct Asked<'a> {
+    /// `kernel=`: the kernel among the modules.
+    kernel: &'a str,
+    /// `ramdisk=`: the initial RAM disk.
+    ramdisk: &'a str,
+    /// `mib=`: how much memory above 1 MiB.
+    length: u64,
+    /// `low=no`: none below 1 MiB.
+    low: bool,
+    /// `open-interrupts`: its devices' interrupt messages may pass where the unit cannot keep them in
+    /// bounds.
+    accept_open: bool,
+    words: Vec<&'a str>,
+}
+
+impl<'a> Asked<'a> {
+    fn read(words: &[&'a str]) -> Result<Self, Failure> {
+        let mut asked = Self {
+            kernel: "vmlinuz",
+            ramdisk: "initramfs",
+            length: MEMORY,
+            low: true,
+            accept_open: false,
+            words: Vec::new(),
+        };
+        for &word in words {
+            match word.split_once('=') {
+                None if word == "open-interrupts" => asked.accept_open = true,
+                Some(("kernel", name)) => asked.kernel = name,
+                Some(("ramdisk", name)) => asked.ramdisk = name,
+                Some(("low", "no")) => asked.low = false,
+                Some(("mib", number)) => {
+                    let mib: u32 = number
+                        .parse()
+                        .map_err(|_| failure!("'{number}' is no number").refusal())?;
+                    asked.length = u64::from(mib) << 20;
+                }
+                _ => asked.words.push(word),
+            }
+        }
+        Ok(asked)
+    }
+}
 
 const CODE: Access = Access {
     write: true,
@@ -45,11 +84,19 @@ const CODE: Access = Access {
 /// UARTs of a PC are not its own; and that an interrupt to all processors would reach others' too; and
 /// that it is to ask for a reset before it tries the machine's own ways. Without the last, on a machine
 /// without ACPI's registers, it would go to firmware at once.
-fn command_line(words: &[&str]) -> String {
-    let words: Vec<_> = words.iter().copied().filter(|&word| word != OPEN).collect();
+///
+/// An AMD-Vi unit looks a message up by its vector alone, so the vectors of a device can be open at one
+/// processor only, the first: there Linux is to have all interrupts of devices.
+fn command_line(kernel: &Kernel, cpus: usize, words: &[&str]) -> String {
+    let affinity = match kernel.unit_kind {
+        Some(UnitKind::AmdVi) if cpus > 1 => {
+            format!("irqaffinity=0 isolcpus=managed_irq,1-{}", cpus - 1)
+        }
+        _ => String::new(),
+    };
     format!(
         "console=hvc0 tsc_early_khz={} tsc=reliable pci=noearly,lastbus=0 8250.nr_uarts=0 \
-         no_ipi_broadcast=1 reboot=acpi {}",
+         no_ipi_broadcast=1 reboot=acpi {affinity} {}",
         clock::hertz() / 1000,
         words.join(" ")
     )
@@ -80,20 +127,18 @@ fn try_launch(kernel: &mut Kernel, words: &[&str]) -> Result<(), Failure> {
     let begin = clock::now();
     // SAFETY: the archive is in memory that this kernel owns and nobody writes.
     let archive = unsafe { modules::archive(kernel.modules) };
-    let mut files = FILES.map(|name| modules::find(archive, name)).into_iter();
-    let (Some(Some(file)), Some(Some(initrd))) = (files.next(), files.next()) else {
-        return Err(failure!("there is no Linux among the modules").refusal());
+    let asked = Asked::read(words)?;
+    let find = |name| {
+        modules::find(archive, name).ok_or_else(|| failure!("there is no file '{name}'").refusal())
     };
+    let (file, initrd) = (find(asked.kernel)?, find(asked.ramdisk)?);
     let image = step("check", || check(file, initrd)).map_err(Failure::refusal)?;
     let plan = step("plan", || {
-        let mut wish = wish(kernel)?;
-        wish.messages = Messages::Any {
-            accept_open: words.contains(&OPEN),
-        };
+        let wish = wish(kernel, &asked)?;
         make_plan(kernel, &wish)
     })?;
     let reserved = reserved(&plan)?;
-    let line = command_line(words);
+    let line = command_line(kernel, plan.cpus().len(), &asked.words);
     let firmware = Firmware {
         wakeup: Some(reserved.base()),
         range: reserved,
@@ -174,6 +219,10 @@ fn try_launch(kernel: &mut Kernel, words: &[&str]) -> Result<(), Failure> {
 }
 
 fn check<'a>(file: &'a [u8], initrd: &[u8]) -> Result<BzImage<'a>, Failure> {
+    // It has no clock but the time stamp counter, whose rate it cannot find out by itself.
+    if clock::hertz() < 1000 {
+        return Err(failure!("the time stamp counter's rate is not known"));
+    }
     let image = BzImage::parse(file)?;
     if !image.is_intact() {
         return Err(failure!("the kernel is damaged: its checksum is wrong"));
@@ -210,17 +259,24 @@ fn reserved(plan: &Plan) -> Result<PhysRange, Failure> {
 
 /// Two processors, memory on both sides of 1 MiB, and of each of its classes the last device that
 /// nobody else needs.
-fn wish(kernel: &mut Kernel) -> Result<Wish<'static>, Failure> {
+fn wish(kernel: &mut Kernel, asked: &Asked<'_>) -> Result<Wish<'static>, Failure> {
     let topology = Inventory::take(kernel)?.topology;
     let large = kernel
         .memory
         .clone()
-        .take(MEMORY, 2 << 20, 1 << 32)
-        .ok_or_else(|| failure!("there are no {MEMORY:#x} bytes in one piece").refusal())?;
+        .take(asked.length, 2 << 20, 1 << 32)
+        .ok_or_else(|| failure!("there are no {:#x} bytes in one piece", asked.length).refusal())?;
+    let mut ranges: Vec<_> = asked.low.then_some(LOW).into_iter().collect();
+    ranges.push(large);
     let usual = Wish::usual(kernel, "linux", &topology);
     Ok(Wish {
         partition: next_partition(kernel),
-        ranges: alloc::vec![LOW, large],
+        ranges,
+        messages: Messages::Any {
+            accept_open: asked.accept_open,
+        },
+        // What it needs is looked at when it is placed.
+        least_memory: 0,
         functions: devices(kernel, &topology),
         singletons: Vec::new(),
         ..usual
