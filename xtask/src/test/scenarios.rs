@@ -346,6 +346,7 @@ pub(super) const ALL: &[Scenario] = &[
         about: "the unit's own message has the steward stop a device that makes faults",
         long: false,
         iommu: Iommu::VtD,
+        boot: BootPath::DIRECT,
         limit: 90,
         work: fault_message,
     },
