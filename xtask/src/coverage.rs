@@ -26,6 +26,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     (
         "parsers",
         &[
+            "acpi-capture/src/boot/",
             "acpi-capture/src/capture/",
             "acpi-capture/src/memory/",
             "acpi-capture/src/smbios.rs",

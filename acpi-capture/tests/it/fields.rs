@@ -798,3 +798,29 @@ fn the_most_precise_doubt_counts_and_of_two_the_first() {
     let table = build::ivrs(&[one, other]);
     assert_eq!(at(&table, 0x0110), Some(48 + 40 + 8));
 }
+
+#[test]
+fn structures_as_long_as_their_entry_point_says_are_whole_without_an_end() {
+    let structures = build::smbios_structure(0, 0, &[0; 20], &["vendor"]);
+    let stored = |stated: usize| {
+        let mut memory = crate::capture::machine();
+        memory.put(0x9000, build::smbios_entry_32(0x7f0_0000, stated as u16, 1));
+        let mut page = structures.clone();
+        page.resize(0x1000, 0xcc);
+        memory.put(0x7f0_0000, page);
+        let at = SmbiosSource::At {
+            entry_32: Some(PhysAddr(0x9000)),
+            entry_64: None,
+        };
+        let request = CaptureRequest::new(PhysAddr(0xf_5a40), at);
+        let blob = crate::capture::take(&memory, &request);
+        let capture = Capture::parse(&blob).unwrap();
+        let table = capture
+            .tables()
+            .find(|table| table.kind == CapturedKind::SmbiosStructures)
+            .unwrap();
+        (table.state, table.bytes.len())
+    };
+    let whole = structures.len();
+    assert_eq!(stored(whole), (State::Sound, whole));
+}

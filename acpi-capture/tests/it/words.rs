@@ -295,7 +295,7 @@ fn of_dmar_and_its_devices() {
         ),
         (
             DmarFinding::SecondIncludeAll { offset },
-            "DMAR: the unit at 0x30 is not the first to cover the rest of its segment",
+            "DMAR: the unit at 0x30 is not the first that is to cover the rest of its segment, which is uncovered",
         ),
         (
             DmarFinding::Region { offset, fault },
