@@ -550,7 +550,7 @@ fn check_division(machine: &Real, division: &Division, usable: &[PhysRange]) -> 
     assert_eq!(merged(memory), *usable, "{name}");
     buses.sort_unstable();
     let all = machine.buses.first().map(|&(_, _, a, b)| (a..=b).collect());
-    assert_eq!(buses, all.unwrap_or(Vec::new()), "{name}");
+    assert_eq!(buses, all.unwrap_or_default(), "{name}");
     written
 }
 
