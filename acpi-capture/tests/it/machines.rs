@@ -549,7 +549,7 @@ fn check_division(machine: &Real, division: &Division, usable: &[PhysRange]) -> 
     assert_eq!(cpus, all, "{name}");
     assert_eq!(merged(memory), *usable, "{name}");
     buses.sort_unstable();
-    let all = machine.buses.first().map(|&(_, _, a, b)| (a..=b).collect());
+    let all: Option<Vec<_>> = machine.buses.first().map(|&(_, _, a, b)| (a..=b).collect());
     assert_eq!(buses, all.unwrap_or_default(), "{name}");
     written
 }
