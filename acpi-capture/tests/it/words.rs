@@ -315,7 +315,7 @@ fn of_dmar_and_its_devices() {
                 first: 1,
                 second: 4,
             },
-            "units 1 and 4 both name it",
+            "units 1 and 4 both claim it",
         ),
         (
             Uncovered::DeadUnit { index: 3 },
