@@ -438,7 +438,7 @@ fn enabled(entry: Result<MadtEntry<'_>, EntryError>) -> Option<LocalApic> {
     }
 }
 
-/// The id of an enabled processor, and nothing else of the entry: a tenth of the work.
+/// The id of an enabled processor, and nothing else of the entry, for a look-up that may go through all of them.
 fn enabled_id(entry: &RawEntry<'_>) -> Option<ApicId> {
     let (id, flags) = match (u8::try_from(entry.kind).ok()?, entry.bytes) {
         (kind::LOCAL_APIC, &[_, _, _, id, flags, _, _, _, ..]) => (u32::from(id), flags),
