@@ -9,7 +9,8 @@ use handoff_abi::{
 use partition_core::plan::alias::{Facts, Isolation};
 use partition_core::plan::{
     Cpu, CpuRequest, EcamWindow, Findings, Function, List, Machine, MapReason, MemoryKind,
-    MemoryRegion, MemoryRequest, Plan, Reason, Refused, Request, Supply, Trampoline, Unit,
+    MemoryRegion, MemoryRequest, Messages, Plan, Reason, Refused, Request, Supply, Trampoline,
+    Unit,
 };
 
 const PAGE: u64 = 4096;
@@ -65,6 +66,13 @@ pub(super) fn judge(
                     let mut entries = case.entries(*function);
                     request.strict
                         || entries.any(|entry| (entry.messages == 0) == refuses) == refuses
+                }
+                Reason::OpenMessages { function } => {
+                    let accepted = request.messages == Messages::Any { accept_open: true };
+                    let mut entries = case.entries(*function);
+                    !accepted
+                        && entries.any(|entry| case.has_unit_alone(entry.unit) != refuses)
+                            == refuses
                 }
                 Reason::Uncovered { .. }
                 | Reason::NoIommu { .. }
@@ -404,6 +412,12 @@ impl<'a> Case<'a> {
                     unit.is_some_and(|(_, unit)| unit.interrupt_remapping) && !entry.ats_required;
                 assert!(fenced || request.accept_unfenced);
                 assert!(fenced || !given.fenced);
+                if let Messages::Any { accept_open } = request.messages
+                    && unit.is_some_and(|(_, unit)| !unit.remaps_any_message)
+                {
+                    assert!(accept_open || self.has_unit_alone(entry.unit));
+                    assert!(!given.fenced);
+                }
             }
             let mut units = self
                 .entries(wish.function)
@@ -762,6 +776,12 @@ impl<'a> Case<'a> {
         })
     }
 
+    /// Whether nobody else has a device behind this unit.
+    fn has_unit_alone(&self, unit: Option<u16>) -> bool {
+        let mut functions = self.machine.functions.iter();
+        functions.all(|entry| entry.unit != unit || entry.is_bridge() || self.asks(entry.function))
+    }
+
     fn is_true_of_functions(&self, reason: &Reason) -> Option<bool> {
         let (machine, request) = (self.machine, self.request);
         let asks = |function| self.asks(function);
@@ -883,6 +903,12 @@ impl<'a> Case<'a> {
                 unit(entry).is_some_and(|unit| !unit.interrupt_remapping)
             }),
             Reason::AtsRequired { function } => asked(function, &|entry| entry.ats_required),
+            Reason::OpenMessages { function } => {
+                request.messages != Messages::Handles
+                    && asked(function, &|entry| {
+                        unit(entry).is_some_and(|unit| !unit.remaps_any_message)
+                    })
+            }
             _ => return None,
         })
     }
